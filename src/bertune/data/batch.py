@@ -1,0 +1,106 @@
+"""Batches without padding, and the order in which rows are visited.
+
+Rows of a batch lie one after another; `cu` says where each begins. Only attention on a processor without
+variable-length kernels ever pads, and only inside groups of rows of nearly equal length (see model/attention.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from bertune.data.tokens import Encoded
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows, ready for an encoder.
+
+    ids, types, positions: int64 [tokens]; cu: int64 [rows + 1], cumulative lengths from 0; rows: int64 [rows], the
+    row of the encoded data that each sequence came from.
+    """
+
+    ids: np.ndarray
+    types: np.ndarray
+    positions: np.ndarray
+    cu: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.cu[-1])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.cu)
+
+
+def make_batch(encoded: Encoded, rows: np.ndarray) -> Batch:
+    """The given rows of `encoded`, in the given order."""
+    rows = np.asarray(rows, dtype=np.int64)
+    starts = encoded.offsets[rows]
+    lengths = encoded.offsets[rows + 1] - starts
+    cu = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=cu[1:])
+    positions = np.arange(cu[-1], dtype=np.int64) - np.repeat(cu[:-1], lengths)
+    where = np.repeat(starts, lengths) + positions
+    return Batch(
+        ids=np.asarray(encoded.ids[where], dtype=np.int64),
+        types=np.asarray(encoded.types[where], dtype=np.int64),
+        positions=positions,
+        cu=cu,
+        rows=rows,
+    )
+
+
+def split_by_budget(rows: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Cut `rows` into the fewest runs of neighbours whose tokens fit `budget`, sorted by length so that neighbours are alike.
+
+    A single row longer than the budget forms a run of its own. Ties keep the given order, so the result depends on
+    nothing but its arguments.
+    """
+    rows = np.asarray(rows, dtype=np.int64)
+    rows = rows[np.argsort(-lengths[rows], kind="stable")]
+    total = int(lengths[rows].sum())
+    # An even share per run instead of full runs and a small rest: every run then keeps the processor equally busy.
+    share = total / max(1, -(-total // budget))
+    runs: list[np.ndarray] = []
+    begin, filled = 0, 0
+    for place, row in enumerate(rows):
+        length = int(lengths[row])
+        if place > begin and (filled + length > budget or filled >= share):
+            runs.append(rows[begin:place])
+            begin, filled = place, 0
+        filled += length
+    if begin < len(rows):
+        runs.append(rows[begin:])
+    return runs
+
+
+def epoch_order(rows: int, *, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of range(rows) that depends on (seed, epoch) alone."""
+    return np.random.Generator(np.random.Philox(key=[seed, 0x0E90C4 + epoch])).permutation(rows)
+
+
+def step_rows(rows: int, batch_size: int, *, seed: int, step: int) -> np.ndarray:
+    """Rows of optimizer step `step` (from 0): epochs follow one another, each in its own order, none of them mixed."""
+    per_epoch = steps_per_epoch(rows, batch_size)
+    epoch, place = divmod(step, per_epoch)
+    return epoch_order(rows, seed=seed, epoch=epoch)[place * batch_size : (place + 1) * batch_size]
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    return -(-rows // batch_size)
+
+
+def evaluation_batches(encoded: Encoded, *, budget: int) -> Iterator[Batch]:
+    """All rows once, longest first, `budget` tokens at a time; `Batch.rows` says where each result belongs."""
+    for run in split_by_budget(np.arange(len(encoded)), encoded.lengths, budget):
+        yield make_batch(encoded, run)

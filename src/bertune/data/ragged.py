@@ -1,0 +1,303 @@
+"""Rows of different lengths stored one after another: special tokens put in, too long rows cut, all of it in numpy.
+
+A *column* is the text of one table column as ids. A *side* is one or several columns, joined by the separator token.
+A row is `prefix, first side, suffix` or `prefix, first side, between, second side, suffix`, by the model's template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bertune.errors import ConfigError
+
+TRUNCATIONS = ("longest-first", "only-second", "head")
+
+
+@dataclass(frozen=True)
+class Special:
+    """A special token and the segment it stands in."""
+
+    id: int
+    type: int
+
+
+@dataclass(frozen=True)
+class Template:
+    """Special tokens around one side, or around and between two."""
+
+    prefix: tuple[Special, ...]
+    first_type: int
+    between: tuple[Special, ...]
+    second_type: int
+    suffix: tuple[Special, ...]
+
+    @property
+    def num_special(self) -> int:
+        return len(self.prefix) + len(self.between) + len(self.suffix)
+
+    def without_types(self) -> Template:
+        """The same tokens, all in segment 0 (models that know no segments)."""
+
+        def zero(specials: tuple[Special, ...]) -> tuple[Special, ...]:
+            return tuple(Special(special.id, 0) for special in specials)
+
+        return Template(zero(self.prefix), 0, zero(self.between), 0, zero(self.suffix))
+
+
+@dataclass(frozen=True)
+class Column:
+    """Ids of n texts: `values` int32 [total], `lengths` int64 [n]."""
+
+    values: np.ndarray
+    lengths: np.ndarray
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """What cutting took from `rows` rows; shares lie between 0 and 1 and count text tokens, not special ones."""
+
+    rows: int
+    rows_cut: int
+    tokens_cut_share: float
+    unknown_share: float
+    max_length: int | None = None
+
+    def sentence(self) -> str:
+        """One line for the user."""
+        if self.rows_cut:
+            text = (
+                f"Truncation: {self.rows_cut:,} of {self.rows:,} rows ({_percent(self.rows_cut / self.rows)}) lost "
+                f"{_percent(self.tokens_cut_share)} of all tokens at max length {self.max_length}."
+            )
+        elif self.max_length is None:
+            text = f"Truncation: none; all {self.rows:,} rows are read whole."
+        else:
+            text = f"Truncation: none; all {self.rows:,} rows fit into {self.max_length} tokens."
+        if self.unknown_share > 0:
+            text += f" Unknown to the vocabulary: {_percent(self.unknown_share)} of the tokens."
+        return text
+
+
+@dataclass(eq=False)
+class Encoded:
+    """n rows of token ids, one after another without padding; row i is `ids[offsets[i]:offsets[i + 1]]`.
+
+    ids           int32 [total]    token ids, special tokens included
+    types         uint8 [total]    segments
+    offsets       int64 [n + 1]
+    full_lengths  int32 [n]        tokens before cutting, special tokens included
+    unknown       how many of `ids` are the unknown token `unk_id` (-1: the vocabulary has none)
+    special       special tokens of each row (separators that join columns count as text)
+    """
+
+    ids: np.ndarray
+    types: np.ndarray
+    offsets: np.ndarray
+    full_lengths: np.ndarray
+    unknown: int = 0
+    unk_id: int = -1
+    special: int = 0
+    max_length: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row after cutting, int64 [n]."""
+        return np.diff(self.offsets)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Encoded:
+        """The rows at `indices` (or where a boolean mask of length n is true), in that order, as arrays in memory."""
+        chosen = np.asarray(indices)
+        chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+        lengths = np.asarray(self.lengths)[chosen]
+        source = spans(np.asarray(self.offsets)[:-1][chosen], lengths)
+        ids = np.asarray(self.ids)[source]
+        return Encoded(
+            ids=ids,
+            types=np.asarray(self.types)[source],
+            offsets=offsets_of(lengths),
+            full_lengths=np.asarray(self.full_lengths)[chosen],
+            unknown=count_unknown(ids, self.unk_id),
+            unk_id=self.unk_id,
+            special=self.special,
+            max_length=self.max_length,
+        )
+
+    def truncation(self) -> Truncation:
+        """How many rows and what share of the text tokens were cut; unknown tokens as a share of those kept."""
+        lost = np.asarray(self.full_lengths, dtype=np.int64) - self.lengths
+        kept = int(self.offsets[-1]) - len(self) * self.special
+        cut = int(lost.sum())
+        return Truncation(
+            rows=len(self),
+            rows_cut=int(np.count_nonzero(lost)),
+            tokens_cut_share=cut / max(kept + cut, 1),
+            unknown_share=self.unknown / max(kept, 1),
+            max_length=self.max_length,
+        )
+
+
+def concatenate(parts: Sequence[Encoded]) -> Encoded:
+    """Rows of one or more `Encoded` of the same tokenizer and options, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    return Encoded(
+        ids=np.concatenate([part.ids for part in parts]),
+        types=np.concatenate([part.types for part in parts]),
+        offsets=offsets_of(np.concatenate([part.lengths for part in parts])),
+        full_lengths=np.concatenate([part.full_lengths for part in parts]),
+        unknown=sum(part.unknown for part in parts),
+        unk_id=parts[0].unk_id,
+        special=parts[0].special,
+        max_length=parts[0].max_length,
+    )
+
+
+def kept_lengths(
+    first: np.ndarray, second: np.ndarray, *, budget: int | None, truncation: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many tokens each side keeps so that both fit into `budget`; int64 [n] in, int64 [n] out.
+
+    longest-first   the longer side loses its last token until both fit; of equal sides the second loses it. In closed
+                    form: a side of at most half the budget is kept whole, otherwise each keeps half and the first side
+                    the odd one. (The book's rule. The Rust library gives the odd token to the side that was longer.)
+    only-second     the second side is cut, and the first only where it is too long by itself.
+    head            the end of the whole is cut: the second side, then the first. The same lengths as only-second.
+    """
+    if truncation not in TRUNCATIONS:
+        raise ConfigError(f"truncation {truncation!r} is unknown; expected one of {', '.join(TRUNCATIONS)}.")
+    if budget is None:
+        return first, second
+    if truncation == "longest-first":
+        half = budget // 2
+        keep_first = np.minimum(first, np.maximum(budget - half, budget - second))
+        keep_second = np.minimum(second, np.maximum(half, budget - first))
+    else:
+        keep_first = np.minimum(first, budget)
+        keep_second = np.minimum(second, budget - keep_first)
+    return keep_first, keep_second
+
+
+def assemble(
+    template: Template,
+    first: Sequence[Column],
+    second: Sequence[Column],
+    *,
+    separator: int,
+    max_length: int | None,
+    truncation: str,
+    unk_id: int,
+) -> Encoded:
+    """Rows from the columns of one side, or of two (`second` empty: one side), cut to `max_length` tokens."""
+    special = template.num_special
+    if max_length is not None and max_length <= special:
+        raise ConfigError(
+            f"max length {max_length} has no room for text beside the {special} special tokens of a row; "
+            f"set at least {special + 1}."
+        )
+    side_one = _joined(first, template.first_type, separator)
+    side_two = _joined(second, template.second_type, separator)
+    count = len(first[0].lengths)
+    full_one, full_two = _total(side_one, count), _total(side_two, count)
+    budget = None if max_length is None else max_length - special
+    keep_one, keep_two = kept_lengths(full_one, full_two, budget=budget, truncation=truncation)
+    pieces = [
+        *_constants(template.prefix, count),
+        *_cut(side_one, keep_one),
+        *_constants(template.between, count),
+        *_cut(side_two, keep_two),
+        *_constants(template.suffix, count),
+    ]
+    ids, types, offsets = _scatter(pieces)
+    return Encoded(
+        ids=ids,
+        types=types,
+        offsets=offsets,
+        full_lengths=(full_one + full_two + special).astype(np.int32),
+        unknown=count_unknown(ids, unk_id),
+        unk_id=unk_id,
+        special=special,
+        max_length=max_length,
+    )
+
+
+def spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Positions `starts[i] ... starts[i] + lengths[i] - 1` of all i, one after another; int64 [sum of lengths]."""
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
+
+
+def offsets_of(lengths: np.ndarray) -> np.ndarray:
+    """Where rows of these lengths begin, and where the last one ends; int64 [n + 1]."""
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def count_unknown(ids: np.ndarray, unk_id: int) -> int:
+    return int(np.count_nonzero(ids == unk_id)) if unk_id >= 0 else 0
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One part of every row: row i takes `values[starts[i] : starts[i] + lengths[i]]`, in segment `type`."""
+
+    values: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    type: int
+
+
+def _constants(specials: tuple[Special, ...], count: int) -> list[_Piece]:
+    return [_constant(special.id, special.type, np.ones(count, dtype=np.int64)) for special in specials]
+
+
+def _constant(token: int, kind: int, lengths: np.ndarray) -> _Piece:
+    return _Piece(np.array([token], dtype=np.int32), np.zeros(len(lengths), dtype=np.int64), lengths, kind)
+
+
+def _joined(columns: Sequence[Column], kind: int, separator: int) -> list[_Piece]:
+    """The pieces of one side; a later column without tokens brings no separator."""
+    pieces = []
+    for number, column in enumerate(columns):
+        if number:
+            pieces.append(_constant(separator, kind, (column.lengths > 0).astype(np.int64)))
+        pieces.append(_Piece(column.values, offsets_of(column.lengths)[:-1], column.lengths, kind))
+    return pieces
+
+
+def _total(pieces: list[_Piece], count: int) -> np.ndarray:
+    return np.sum([piece.lengths for piece in pieces], axis=0) if pieces else np.zeros(count, dtype=np.int64)
+
+
+def _cut(pieces: list[_Piece], keep: np.ndarray) -> list[_Piece]:
+    """The pieces of a side with only the first `keep` tokens of it."""
+    shorter = []
+    for piece in pieces:
+        lengths = np.minimum(piece.lengths, keep)
+        keep = keep - lengths
+        shorter.append(_Piece(piece.values, piece.starts, lengths, piece.type))
+    return shorter
+
+
+def _scatter(pieces: list[_Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids, types and offsets of the rows that the pieces form side by side."""
+    offsets = offsets_of(np.sum([piece.lengths for piece in pieces], axis=0))
+    ids = np.empty(offsets[-1], dtype=np.int32)
+    types = np.empty(offsets[-1], dtype=np.uint8)
+    begin = offsets[:-1].copy()
+    for piece in pieces:
+        target = spans(begin, piece.lengths)
+        ids[target] = piece.values[spans(piece.starts, piece.lengths)]
+        types[target] = piece.type
+        begin += piece.lengths
+    return ids, types, offsets
+
+
+def _percent(share: float) -> str:
+    return "under 0.1 %" if 0 < share < 0.001 else f"{100 * share:.1f} %"

@@ -1,0 +1,139 @@
+"""The picture of a run: curves.png from the records of history.jsonl."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bertune.evaluate.metrics import METRICS, is_better
+from bertune.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Record = dict[str, Any]
+
+_INK, _FAINT, _GRID = "#24292f", "#b9c3cf", "#e6e9ed"
+# Three hues that stay apart for colour-blind readers and in grey; the training split is blue everywhere.
+_COLOURS = {"train": "#2a6fb0", "valid": "#d1621b", "test": "#3f8f5f"}
+_NAMES = {"train": "training", "valid": "validation", "test": "test"}
+_MARKERS = {"train": "s", "valid": "o", "test": "^"}
+
+
+def plot_curves(history: list[Record], path: Path, *, metric: str) -> None:
+    """Draw losses (left), `metric` (right; a name of `METRICS`) and the learning rate (below the losses) as a PNG.
+
+    history: records {"kind": "step", "step", "epoch", "loss", "lr"} and {"kind": "eval", "step", "epoch", "split",
+    "metrics"}, in order; other kinds are ignored. Any of them may be few or absent. No global matplotlib state is used.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(10, 4.4), dpi=150, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(2, 2, height_ratios=(4, 1))
+    losses = figure.add_subplot(grid[0, 0])
+    rate = figure.add_subplot(grid[1, 0], sharex=losses)
+    scores = figure.add_subplot(grid[:, 1])
+    _draw_losses(losses, history)
+    _draw_rate(rate, history)
+    _draw_scores(scores, history, metric)
+    losses.tick_params(labelbottom=False)
+    # From the start to a little after the last record, the same on every panel, so that one evaluation is legible too.
+    last = max((record["epoch"] for record in history if "epoch" in record), default=0.0) or 1.0
+    for axes in (losses, rate, scores):
+        axes.set_xlim(-0.02 * last, 1.04 * last)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=last >= 2))
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _draw_losses(axes: Axes, history: list[Record]) -> None:
+    steps = [record for record in history if record["kind"] == "step" and record.get("loss") is not None]
+    epochs = np.array([record["epoch"] for record in steps], dtype=np.float64)
+    losses = np.array([record["loss"] for record in steps], dtype=np.float64)
+    if len(steps) > 1:
+        axes.plot(epochs, losses, color=_COLOURS["train"], alpha=0.22, linewidth=0.8)
+    if len(steps):
+        smooth = smoothed(losses)
+        axes.plot(epochs, smooth, color=_COLOURS["train"], linewidth=2, label=_NAMES["train"])
+        # A first spike would press the rest of the curve flat: the axis follows the smooth curve and most raw values.
+        valid = _values(history, "valid", "log_loss")[1]
+        top = max(float(np.percentile(losses, 98)), float(smooth.max()), *valid, 1e-9)
+        axes.set_ylim(0, 1.08 * top)
+    _draw_evaluations(axes, history, "valid", "log_loss")
+    _dress(axes, "Loss", "loss")
+
+
+def _draw_rate(axes: Axes, history: list[Record]) -> None:
+    steps = [record for record in history if record["kind"] == "step" and record.get("lr") is not None]
+    axes.plot([r["epoch"] for r in steps], [r["lr"] for r in steps], color=_INK, linewidth=1.2)
+    axes.set_ylim(bottom=0)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
+    axes.yaxis.get_offset_text().set_fontsize(8)
+    _dress(axes, "", "learning\nrate")
+    axes.set_xlabel("epoch", color=_INK)
+
+
+def _draw_scores(axes: Axes, history: list[Record], metric: str) -> None:
+    for split in _COLOURS:
+        _draw_evaluations(axes, history, split, metric)
+    epochs, values = _values(history, "valid", metric)
+    best = None
+    for index, value in enumerate(values):
+        if is_better(metric, value, None if best is None else values[best]):
+            best = index
+    if best is not None:
+        above = METRICS[metric].higher_is_better
+        axes.annotate(
+            f"best {values[best]:.4f}", (epochs[best], values[best]), textcoords="offset points",
+            xytext=(3, 9 if above else -15), ha="right", color=_COLOURS["valid"], fontsize=9, fontweight="bold",
+        )
+    axes.margins(y=0.16)
+    name = metric.replace("_", " ").replace("f1", "F1").replace("roc auc", "ROC AUC").replace("mcc", "MCC")
+    _dress(axes, name[0].upper() + name[1:], name)
+    axes.set_xlabel("epoch", color=_INK)
+
+
+def _draw_evaluations(axes: Axes, history: list[Record], split: str, metric: str) -> None:
+    epochs, values = _values(history, split, metric)
+    if values:
+        axes.plot(
+            epochs, values, color=_COLOURS[split], marker=_MARKERS[split], markersize=5, linewidth=1.6,
+            label=_NAMES[split],
+        )
+
+
+def _values(history: list[Record], split: str, metric: str) -> tuple[list[float], list[float]]:
+    found = [
+        (record["epoch"], record["metrics"][metric])
+        for record in history
+        if record["kind"] == "eval" and record["split"] == split and record["metrics"].get(metric) is not None
+    ]
+    return [float(epoch) for epoch, _ in found], [float(value) for _, value in found]
+
+
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """A centred running mean over about a twentieth of the values; at both ends over what there is."""
+    reach = max(len(values) // 40, 1 if len(values) >= 10 else 0)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    low, high = np.maximum(index - reach, 0), np.minimum(index + reach + 1, len(values))
+    return np.asarray((sums[high] - sums[low]) / (high - low))
+
+
+def _dress(axes: Axes, title: str, label: str) -> None:
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK)
+    axes.set_ylabel(label, color=_INK)
+    axes.grid(True, color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_INK, labelsize=9, length=0)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(_FAINT)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9, labelcolor=_INK)

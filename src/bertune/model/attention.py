@@ -1,0 +1,219 @@
+"""Attention over rows that lie one after another: one function, two implementations.
+
+On a GPU, variable-length flash attention. On a processor, batched matrix products over groups of rows of nearly equal
+length, with a backward pass of our own: there PyTorch's fused attention spends many times longer on short rows
+than the products themselves take.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bertune.model.noise import Noise
+
+_WASTE = 0.15  # a group of rows may be padded by this share of its tokens ...
+_SMALL = 512  # ... or as long as it has fewer tokens than this, since a product this small costs mostly its call
+
+
+@dataclass
+class Group:
+    """Neighbouring rows that are attended together, padded to the longest of them.
+
+    begin, end: the tokens of the flat sequence; rows x width: the padded shape; pad: int64 [rows * width], flat token
+    of each cell (padding repeats the first token), None where nothing is padded; unpad: int64 [end - begin], cell of
+    each token; bias: [rows, 1, 1, width], 0 or -inf.
+    """
+
+    begin: int
+    end: int
+    rows: int
+    width: int
+    pad: Tensor | None = None
+    unpad: Tensor | None = None
+    bias: Tensor | None = None
+    windows: dict[int, Tensor] = field(default_factory=dict)
+
+    def window_bias(self, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """[rows, 1, width, width] bias that lets a token see no further than `window` on either side."""
+        if window not in self.windows:
+            place = torch.arange(self.width, device=device)
+            far = (place[:, None] - place[None, :]).abs() > window
+            bias = torch.zeros(far.shape, dtype=dtype, device=device).masked_fill_(far, -torch.inf)[None, None]
+            self.windows[window] = bias if self.bias is None else self._padding_safe(bias + self.bias, far)
+        return self.windows[window]
+
+    def _padding_safe(self, bias: Tensor, far: Tensor) -> Tensor:
+        # A padding query may see nothing at all; its softmax would be 0/0. Nobody reads its result: let it see all.
+        blind = (bias == -torch.inf).all(dim=-1, keepdim=True)
+        return bias.masked_fill(blind, 0.0)
+
+
+@dataclass
+class Plan:
+    """Where the rows of one batch begin and end, for every attention call of a pass.
+
+    cu: int32 [rows + 1] on the device (GPU); longest: the longest row; groups: for processors.
+    """
+
+    cu: Tensor
+    longest: int
+    groups: list[Group]
+
+
+def plan_attention(cu: np.ndarray, *, device: torch.device, dtype: torch.dtype) -> Plan:
+    """Plan for rows with cumulative lengths `cu` (int64 [rows + 1]); groups are made only where they are used."""
+    lengths = np.diff(cu)
+    longest = int(lengths.max(initial=0))
+    on_gpu = device.type == "cuda"
+    groups = [] if on_gpu else [_group(cu, first, last, device, dtype) for first, last in _cuts(lengths)]
+    return Plan(torch.as_tensor(cu, dtype=torch.int32, device=device), longest, groups)
+
+
+def _cuts(lengths: np.ndarray) -> list[tuple[int, int]]:
+    """Greedy cuts of the rows, in their order, into groups that pad little."""
+    cuts: list[tuple[int, int]] = []
+    first, longest, tokens = 0, 0, 0
+    for place, length in enumerate(lengths.tolist()):
+        width = max(longest, length)
+        cells = width * (place - first + 1)
+        if place > first and cells > (tokens + length) * (1 + _WASTE) and cells > _SMALL:
+            cuts.append((first, place))
+            first, longest, tokens = place, 0, 0
+        longest, tokens = max(longest, length), tokens + length
+    if len(lengths) > first:
+        cuts.append((first, len(lengths)))
+    return cuts
+
+
+def padded_cells(lengths: np.ndarray) -> int:
+    """Token places that grouped attention computes for rows of these lengths, padding included."""
+    return sum((last - first) * int(lengths[first:last].max()) for first, last in _cuts(lengths))
+
+
+def _group(cu: np.ndarray, first: int, last: int, device: torch.device, dtype: torch.dtype) -> Group:
+    lengths = np.diff(cu[first : last + 1])
+    begin, end, rows, width = int(cu[first]), int(cu[last]), last - first, int(lengths.max())
+    if rows * width == end - begin:
+        return Group(begin, end, rows, width)
+    cell = np.arange(width)
+    real = cell[None, :] < lengths[:, None]
+    flat = np.where(real, cu[first:last, None] + cell[None, :], begin)
+    padding = torch.from_numpy(~real)[:, None, None, :]
+    bias = torch.zeros(padding.shape, dtype=dtype).masked_fill_(padding, -torch.inf)
+    return Group(
+        begin, end, rows, width,
+        pad=torch.from_numpy(flat.reshape(-1)).to(device),
+        unpad=torch.from_numpy(np.flatnonzero(real)).to(device),
+        bias=bias.to(device),
+    )
+
+
+def attention(qkv: Tensor, plan: Plan, *, heads: int, dropout: float, noise: Noise | None, window: int = -1) -> Tensor:
+    """Softmax attention within each row.
+
+    qkv: [tokens, 3 * hidden], query, key and value side by side; returns [tokens, hidden]. `window` limits how far a
+    token sees on either side (-1: no limit). Dropout acts on the attention weights, and only where `noise` is given.
+    """
+    rate = dropout if noise is not None else 0.0
+    if qkv.device.type == "cuda":
+        return _flash(qkv, plan, heads, rate, window)
+    return _Grouped.apply(qkv, plan.groups, heads, rate, noise, window)
+
+
+def _flash(qkv: Tensor, plan: Plan, heads: int, dropout: float, window: int) -> Tensor:
+    tokens, width = qkv.shape
+    # The kernels know half precision only; a run asked to compute in fp32 attends in bf16 no more than it must.
+    half = qkv if qkv.dtype in (torch.float16, torch.bfloat16) else qkv.bfloat16()
+    query, key, value = half.view(tokens, 3, heads, width // (3 * heads)).unbind(1)
+    # The operator behind torch.nn.attention.varlen, called directly because that door has no dropout.
+    out = torch.ops.aten._flash_attention_forward(
+        query, key, value, plan.cu, plan.cu, plan.longest, plan.longest, dropout, False, False,
+        window_size_left=window, window_size_right=window,
+    )[0]
+    return out.reshape(tokens, width // 3).to(qkv.dtype)
+
+
+class _Grouped(torch.autograd.Function):
+    """Explicit attention over groups; kept for the backward pass are only inputs, weights and dropout masks."""
+
+    @staticmethod
+    def forward(ctx, qkv, groups, heads, dropout, noise, window):  # type: ignore[no-untyped-def]
+        hidden = qkv.shape[1] // 3
+        scale = 1 / math.sqrt(hidden // heads)
+        out = torch.empty(qkv.shape[0], hidden, dtype=qkv.dtype, device=qkv.device)
+        saved: list[Tensor | None] = []
+        for group in groups:
+            query, key, value = _split(_padded(qkv, group), group, heads)
+            weights = torch.softmax(_scores(query, key, group, scale, window), dim=-1)
+            keep = None
+            used = weights
+            if dropout > 0:
+                keep, factor = noise.mask(weights.shape, dropout, weights)
+                used = weights * keep
+                value = value * factor
+            context = torch.bmm(used, value)
+            flat = context.view(group.rows, heads, group.width, -1).transpose(1, 2).reshape(-1, hidden)
+            out[group.begin : group.end] = flat if group.unpad is None else flat.index_select(0, group.unpad)
+            saved += [weights, keep]
+        ctx.groups, ctx.heads, ctx.scale, ctx.window = groups, heads, scale, window
+        ctx.factor = factor if groups and dropout > 0 else 1.0
+        ctx.save_for_backward(qkv, *saved)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        qkv, *saved = ctx.saved_tensors
+        heads, scale, hidden = ctx.heads, ctx.scale, qkv.shape[1] // 3
+        grad_qkv = torch.empty_like(qkv)
+        for number, group in enumerate(ctx.groups):
+            weights, keep = saved[2 * number], saved[2 * number + 1]
+            query, key, value = _split(_padded(qkv, group), group, heads)
+            part = grad[group.begin : group.end]
+            if group.unpad is not None:
+                # Cells of padding get no gradient, so what they computed can reach nothing.
+                part = part.new_zeros(group.rows * group.width, hidden).index_copy_(0, group.unpad, part)
+            part = part.reshape(group.rows, group.width, heads, -1).transpose(1, 2).reshape(query.shape)
+            if ctx.factor != 1.0:
+                part = part * ctx.factor
+            grad_weights = torch.bmm(part, value.transpose(1, 2))
+            if keep is not None:
+                grad_value = torch.bmm((weights * keep).transpose(1, 2), part)
+                grad_weights *= keep
+            else:
+                grad_value = torch.bmm(weights.transpose(1, 2), part)
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            grad_scores *= scale
+            grads = torch.stack(
+                (torch.bmm(grad_scores, key), torch.bmm(grad_scores.transpose(1, 2), query), grad_value)
+            )
+            flat = grads.view(3, group.rows, heads, group.width, -1).permute(1, 3, 0, 2, 4).reshape(-1, 3 * hidden)
+            grad_qkv[group.begin : group.end] = flat if group.unpad is None else flat.index_select(0, group.unpad)
+        return grad_qkv, None, None, None, None, None
+
+
+def _padded(qkv: Tensor, group: Group) -> Tensor:
+    return qkv[group.begin : group.end] if group.pad is None else qkv.index_select(0, group.pad)
+
+
+def _split(cells: Tensor, group: Group, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[rows * width, 3 * hidden] -> query, key, value, each [rows * heads, width, head size]."""
+    size = cells.shape[1] // (3 * heads)
+    parts = cells.view(group.rows, group.width, 3, heads, size).permute(2, 0, 3, 1, 4)
+    query, key, value = parts.reshape(3, group.rows * heads, group.width, size).unbind(0)
+    return query, key, value
+
+
+def _scores(query: Tensor, key: Tensor, group: Group, scale: float, window: int) -> Tensor:
+    limited = 0 <= window < group.width - 1
+    bias = group.window_bias(window, query.dtype, query.device) if limited else group.bias
+    if bias is None:
+        return torch.bmm(query * scale, key.transpose(1, 2))
+    heads = query.shape[0] // group.rows
+    shape = (group.rows, heads, bias.shape[2], group.width)
+    flat = bias.expand(shape).reshape(-1, bias.shape[2], group.width)
+    return torch.baddbmm(flat, query, key.transpose(1, 2), alpha=scale)

@@ -1,0 +1,153 @@
+"""What this machine can do, and what a run therefore uses; decided before step 1 and kept for resume."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from bertune.config import TrainConfig
+from bertune.errors import ConfigError
+
+CPU_TOKENS = 4096  # enough for the matrix products to run at full speed, little enough to stay near the caches
+GPU_TOKENS = 32768
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a run computes. token_budget: tokens of one micro-batch."""
+
+    device: str
+    precision: str
+    threads: int
+    token_budget: int
+    compile: bool
+    processor: str
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.device)
+
+    def use(self) -> None:
+        """Make torch follow these settings in this process."""
+        torch.set_num_threads(self.threads)
+        if self.device == "cpu":
+            keep_memory()
+
+    def sentence(self) -> str:
+        cores = f", {self.threads} threads" if self.device == "cpu" else ""
+        compiled = ", compiled" if self.compile else ""
+        return f"Machine: {self.device} ({self.processor}){cores}, {self.precision}, {self.token_budget:,} tokens at once{compiled}."
+
+
+def choose_machine(config: TrainConfig, *, long_run: bool) -> Machine:
+    """Settle device, precision, threads and token budget; `long_run` says whether compiling would be paid back."""
+    device = _device(config.device)
+    fast = bf16_is_faster(device)
+    precision = ("bf16" if fast else "fp32") if config.precision == "auto" else config.precision
+    threads = config.threads or usable_cores()
+    budget = config.token_budget or (GPU_TOKENS if device == "cuda" else CPU_TOKENS)
+    compiled = config.compile == "yes" or (config.compile == "auto" and device == "cuda" and long_run)
+    return Machine(device, precision, threads, budget, compiled, processor_name(device))
+
+
+def _device(wanted: str) -> str:
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
+    if not available[wanted]:
+        usable = ", ".join(name for name, there in available.items() if there)
+        raise ConfigError(f"train.device: '{wanted}' is not available here; available: {usable}, or auto.")
+    return wanted
+
+
+def bf16_is_faster(device: str) -> bool:
+    """Whether matrix products run faster in bf16 than in fp32, by the features of the processor.
+
+    Features instead of a timed probe, so that a busy machine cannot change the answer.
+    """
+    if device == "cuda":
+        return torch.cuda.get_device_capability()[0] >= 8
+    if device != "cpu":
+        return False
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
+
+
+def usable_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+def processor_name(device: str) -> str:
+    """The processor in a few words, with the matrix unit that matters here."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    features = torch.cpu.get_capabilities()
+    name = str(features.get("cpu_name", "")).strip() or str(features.get("architecture", "processor"))
+    unit = "AMX" if features.get("amx_bf16") else "AVX-512 bf16" if features.get("avx512_bf16") else ""
+    return f"{name}, {unit}" if unit else name
+
+
+def keep_memory() -> None:
+    """Ask glibc to keep freed memory instead of handing it back to the system after every step.
+
+    Each step frees and takes hundreds of megabytes of activations; by default every large block is mapped anew, and
+    clearing its pages takes a noticeable share of a step. Without effect where the C library is another one.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        library.mallopt(m_mmap_threshold, 1 << 30)
+        library.mallopt(m_trim_threshold, (1 << 31) - 1)
+
+
+def peak_memory() -> int:
+    """Most bytes of memory this process has held so far (resident on a processor, allocated on a GPU)."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    if os.name == "nt":
+        return _peak_windows()
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def _peak_windows() -> int:
+    import ctypes
+    from ctypes import wintypes
+
+    class Counters(ctypes.Structure):
+        _fields_ = [("size", wintypes.DWORD), ("faults", wintypes.DWORD)] + [
+            (name, ctypes.c_size_t) for name in ("peak", "now", "pp", "p", "np", "n", "pagefile", "peak_pagefile")
+        ]
+
+    counters = Counters()
+    counters.size = ctypes.sizeof(counters)
+    handle = ctypes.windll.kernel32.GetCurrentProcess()  # type: ignore[attr-defined]
+    ctypes.windll.psapi.GetProcessMemoryInfo(handle, ctypes.byref(counters), counters.size)  # type: ignore[attr-defined]
+    return int(counters.peak)
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free on the disk of an existing folder."""
+    import shutil
+
+    return shutil.disk_usage(folder).free

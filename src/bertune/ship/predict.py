@@ -1,0 +1,113 @@
+"""Predictor: rows in, labels, probabilities or logits out, in the order given. Which backend computes is its own affair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from bertune.bundle import Bundle
+from bertune.data.rows import rows_from_python
+from bertune.data.tasks import Rows, Task
+from bertune.data.tokens import Encoded, Tokenizer
+from bertune.evaluate.metrics import decide, probabilities
+
+if TYPE_CHECKING:
+    from bertune.data.read import Table
+
+CHUNK = 4096  # rows tokenized and computed at once: enough to sort by length, little enough for any memory
+
+
+class Backend(Protocol):
+    """What computes logits."""
+
+    def logits(self, encoded: Encoded) -> np.ndarray:
+        """float32 [rows, labels]."""
+
+
+class Predictor:
+    """A trained model, ready to answer.
+
+    Rows are strings; for pairs tuples (first, second); or dicts by column name; or a pandas, polars or Arrow frame.
+    """
+
+    def __init__(self, bundle: Bundle, tokenizer: Tokenizer, backend: Backend) -> None:
+        self.bundle, self.tokenizer, self.backend = bundle, tokenizer, backend
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, device: str = "auto", precision: str = "fp32", threads: int | None = None
+    ) -> Predictor:
+        """Open a result of `bertune train`, its files verified against their hashes.
+
+        precision fp32 answers as transformers does; bf16 is faster where the processor has it, and differs in the
+        third digit. Raises ModelError for a folder that is no result or is damaged.
+        """
+        bundle = Bundle.read(folder)
+        from bertune.ship.torch_backend import TorchBackend
+
+        backend = TorchBackend(Path(folder), device=device, precision=precision, threads=threads)
+        return cls(bundle, Tokenizer.load(folder), backend)
+
+    @property
+    def task(self) -> Task:
+        return self.bundle.task
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names, in the order of every column below."""
+        return self.bundle.task.labels
+
+    def logits(self, rows: Any) -> np.ndarray:
+        """float32 [rows, labels], before softmax or sigmoid."""
+        return self.logits_of(self._rows(rows))
+
+    def predict_proba(self, rows: Any) -> np.ndarray:
+        """float64 [rows, labels]; rows sum to 1 for one label a row, and each cell stands alone for many."""
+        return probabilities(self.task.kind, self.logits(rows))
+
+    def predict(self, rows: Any) -> list[Any]:
+        """A label name a row; a list of label names a row where there may be many."""
+        return self.names(self.logits(rows))
+
+    def names(self, logits: np.ndarray) -> list[Any]:
+        """The decision on each row of logits, as label names."""
+        decided = decide(self.task.kind, logits)
+        if self.task.kind == "single":
+            return [self.labels[number] for number in decided]
+        return [[self.labels[number] for number in np.flatnonzero(row)] for row in decided]
+
+    def logits_of(self, rows: Rows) -> np.ndarray:
+        """Logits of rows that are already told apart into columns; in chunks, so memory does not grow with texts."""
+        parts = [self.backend.logits(self.encode(part)) for part in _chunks(rows)]
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.labels)), dtype=np.float32)
+
+    def encode(self, rows: Rows) -> Encoded:
+        """Tokens of rows, cut as in training."""
+        return self.tokenizer.encode(rows, max_length=self.bundle.max_length, truncation=self.bundle.truncation)
+
+    def logits_of_table(self, table: Table, task: Task) -> np.ndarray:
+        """Logits of a table whose text columns `task` names; missing texts count as empty, so no row is lost."""
+        from bertune.data.tasks import rows_of
+
+        readable = readable_task(task, table.columns, self.tokenizer)
+        return self.logits_of(rows_of(readable, table, allow_empty=True))
+
+    def _rows(self, rows: Any) -> Rows:
+        return rows if isinstance(rows, Rows) else rows_from_python(self.task, rows)
+
+
+def readable_task(task: Task, columns: list[str], tokenizer: Tokenizer) -> Task:
+    """`task` reading SNLI's binary parses in place of its sentences, where the tokenizer wants words and they are there."""
+    from dataclasses import replace
+
+    first, second = (tuple(f"{name}_binary_parse" for name in side) for side in (task.text, task.text_pair))
+    there = all(name in columns for name in (*first, *second))
+    return replace(task, text=first, text_pair=second) if tokenizer.takes_parses and there else task
+
+
+def _chunks(rows: Rows) -> Iterator[Rows]:
+    for begin in range(0, len(rows), CHUNK):
+        yield rows.slice(begin, begin + CHUNK)

@@ -1,0 +1,35 @@
+"""Logits from torch: the saved weights in our own encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bertune.config import TrainConfig
+from bertune.data.tokens import Encoded
+from bertune.model.infer import infer_logits
+from bertune.model.load import load_model
+from bertune.model.machine import choose_machine
+
+
+class TorchBackend:
+    """The model of a result folder on a device, in fp32 or bf16."""
+
+    def __init__(self, folder: Path, *, device: str, precision: str, threads: int | None) -> None:
+        config = TrainConfig.model_validate({"device": device, "precision": precision, "threads": threads})
+        self.machine = choose_machine(config, long_run=False)
+        self.machine.use()
+        model, _ = load_model(folder)
+        self.model = model.to(self.machine.torch_device)
+        self.model.encoder.compute_in(self.machine.dtype)
+        self.model.eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.machine.dtype
+
+    def logits(self, encoded: Encoded) -> np.ndarray:
+        """float32 [rows, labels]."""
+        return infer_logits(self.model, encoded, budget=self.machine.token_budget)

@@ -1,0 +1,123 @@
+"""Checkpoints: everything needed to go on bit for bit, written atomically and verified on reading.
+
+    checkpoints/step-00000120/state.json  weights.safetensors  optimizer.safetensors  running.safetensors
+    checkpoints/best-00000100.safetensors
+
+A folder gets its name only when all in it is on the disk; state.json holds the hash of every other file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bertune.files import TEMPORARY, atomic_path, disk_full, sha256_of, sync, temporary_path, write_json
+
+KEEP = 2  # the newest may be torn by a dying disk; the one before it is then used
+
+
+@dataclass
+class Checkpoint:
+    """One point of a run. state: JSON values; tensors: groups of named tensors, a file each."""
+
+    step: int
+    state: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint and drop those that are no longer needed; returns its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _clean(folder)
+    final = folder / f"step-{checkpoint.step:08d}"
+    temporary = temporary_path(folder)
+    with disk_full("a checkpoint", kept=f"Earlier checkpoints in {folder} are intact."):
+        try:
+            temporary.mkdir()
+            hashes = {}
+            for group, tensors in checkpoint.tensors.items():
+                path = temporary / f"{group}.safetensors"
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+                sync(path)
+                hashes[path.name] = sha256_of(path)
+            write_json(temporary / "state.json", {"step": checkpoint.step, "files": hashes, **checkpoint.state})
+            if final.exists():
+                os.replace(final, temporary_path(folder))
+            os.replace(temporary, final)
+            sync(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    _prune(folder)
+    return final
+
+
+def load_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest whole checkpoint, or None; a damaged one is skipped with a word."""
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            return _load(path)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            say(f"Skipped the damaged checkpoint {path.name}: {' '.join(str(error).split())}")
+    return None
+
+
+def _load(path: Path) -> Checkpoint:
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    tensors = {}
+    for name, digest in state.pop("files").items():
+        if sha256_of(path / name) != digest:
+            raise ValueError(f"{name} is not what was written")
+        tensors[name.removesuffix(".safetensors")] = load_file(path / name)
+    best = state.get("best")
+    if best and sha256_of(path.parent / best["file"]) != best["sha256"]:
+        raise ValueError(f"{best['file']} is not what was written")
+    return Checkpoint(int(state.pop("step")), state, tensors)
+
+
+def save_best(folder: Path, step: int, weights: dict[str, Tensor]) -> dict[str, str]:
+    """Write the weights of the best evaluation so far; returns the entry that checkpoints keep about it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"best-{step:08d}.safetensors"
+    with disk_full("the best weights", kept=f"Earlier checkpoints in {folder} are intact."), atomic_path(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary)
+    return {"file": path.name, "sha256": sha256_of(path)}
+
+
+def load_best(folder: Path, entry: dict[str, str]) -> dict[str, Tensor]:
+    """Weights that `save_best` wrote."""
+    return load_file(folder / entry["file"])
+
+
+def remove(folder: Path) -> None:
+    """Delete all checkpoints of a complete run."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prune(folder: Path) -> None:
+    paths = sorted(folder.glob("step-*"))
+    for path in paths[:-KEEP]:
+        shutil.rmtree(path, ignore_errors=True)
+    needed = set()
+    for path in paths[-KEEP:]:
+        try:
+            needed.add((json.loads((path / "state.json").read_text(encoding="utf-8")).get("best") or {}).get("file"))
+        except (OSError, ValueError):
+            continue
+    newest = max((p.name for p in folder.glob("best-*")), default=None)
+    for path in folder.glob("best-*"):
+        if path.name not in needed and path.name != newest:
+            path.unlink(missing_ok=True)
+
+
+def _clean(folder: Path) -> None:
+    for path in folder.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

@@ -1,0 +1,79 @@
+"""Frozen lower layers run once: their output is kept, and every epoch starts above them.
+
+Frozen layers see no dropout then, since one pass serves all epochs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bertune.data.batch import Batch, evaluation_batches
+from bertune.data.tokens import Encoded
+from bertune.model.classifier import ClassifierModel
+from bertune.model.heads import pool
+from bertune.model.noise import Noise
+
+
+class Features:
+    """States below the first trained layer, for every row.
+
+    With the whole encoder frozen: pooled states, float32 [rows, hidden], in memory. Otherwise: [tokens, hidden] in the
+    precision of the run, in a temporary file that is mapped.
+    """
+
+    def __init__(self, model: ClassifierModel, encoded: Encoded, *, start: int, budget: int, path: Path) -> None:
+        self.encoded, self.start, self.path = encoded, start, path
+        self.pooled = start >= model.encoder.config.layers
+        self.dtype = model.encoder.compute_dtype
+        hidden = model.encoder.config.hidden
+        self.states: np.ndarray
+        if self.pooled:
+            self.states = np.empty((len(encoded), hidden), dtype=np.float32)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # numpy has no bf16; its bits travel as int16
+            kind = np.float32 if self.dtype == torch.float32 else np.int16
+            self.states = np.memmap(path, dtype=kind, mode="w+", shape=(int(encoded.offsets[-1]), hidden))
+        with torch.inference_mode():
+            for batch in evaluation_batches(encoded, budget=budget):
+                self._fill(model, batch)
+
+    def _fill(self, model: ClassifierModel, batch: Batch) -> None:
+        inputs = model.inputs(batch)
+        if self.pooled:
+            states = model.encoder(inputs)
+            self.states[batch.rows] = pool(states, inputs, model.head.config.pooling).cpu().numpy()
+            return
+        states = model.encoder(inputs, stop=self.start).cpu()
+        raw = states.view(torch.int16) if self.dtype != torch.float32 else states
+        self.states[self._places(batch)] = raw.numpy()
+
+    def _places(self, batch: Batch) -> np.ndarray:
+        starts = self.encoded.offsets[batch.rows]
+        return np.repeat(starts, batch.lengths) + batch.positions
+
+    def logits(self, model: ClassifierModel, batch: Batch, noise: Noise | None) -> Tensor:
+        """Logits [rows, labels] of a batch, computed from the kept states upward."""
+        if self.pooled:
+            states = torch.from_numpy(self.states[batch.rows]).to(model.device)
+            return model.head.classify(states, noise=noise)
+        states = torch.from_numpy(self.states[self._places(batch)])
+        if self.dtype != torch.float32:
+            states = states.view(self.dtype)
+        return model(model.inputs(batch), noise=noise, hidden=states.to(model.device), start=self.start)
+
+    def close(self) -> None:
+        """Remove the temporary file."""
+        del self.states
+        self.path.unlink(missing_ok=True)
+
+
+def first_trained_layer(freeze: str, layers: int) -> int:
+    """Number of the lowest layer that is trained; `layers` where the whole encoder is frozen."""
+    if freeze == "encoder":
+        return layers
+    return min(layers, int(freeze)) if freeze.isdigit() else 0

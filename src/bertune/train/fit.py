@@ -1,0 +1,313 @@
+"""One training: steps, evaluations, checkpoints; ends with the chosen weights in the model.
+
+The order at a step is: train, evaluate where due, then save. A checkpoint taken between training and evaluating says
+so, and resuming evaluates first. Saving changes nothing, so when it happens cannot change the result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bertune.config import Config
+from bertune.data.tokens import Encoded
+from bertune.errors import Interrupted, TrainingError
+from bertune.evaluate.metrics import evaluate, is_better, metric_value
+from bertune.files import to_json, write_atomic
+from bertune.model.classifier import ClassifierModel
+from bertune.model.infer import infer_logits
+from bertune.model.losses import make_loss
+from bertune.train import checkpoint
+from bertune.train.features import Features, first_trained_layer
+from bertune.train.interrupt import Interrupts, Stopped
+from bertune.train.listen import Listener
+from bertune.train.loop import Course, Step, training_steps
+from bertune.model.machine import Machine, free_disk, peak_memory
+from bertune.train.optim import Optimizer, freeze
+from bertune.train.prepare import Prepared, Split
+from bertune.train.settle import Plan
+
+RECORDS = 400  # step records in history.jsonl, spread over the run
+
+
+@dataclass
+class Progress:
+    """What a run has come to; all of it is in every checkpoint."""
+
+    step: int = 0
+    evaluated: int = 0  # step of the last evaluation
+    best: dict[str, Any] | None = None
+    without_gain: int = 0
+    stopped_early: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    rows: int = 0
+    tokens: int = 0
+    cells: int = 0
+    pending: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "rows": 0})
+
+
+class Fit:
+    """The state of one training while it runs."""
+
+    def __init__(
+        self, model: ClassifierModel, prepared: Prepared, config: Config, plan: Plan, machine: Machine, *,
+        metric: str, folder: Path, listener: Listener,
+    ) -> None:
+        self.model, self.prepared, self.config, self.plan, self.machine = model, prepared, config, plan, machine
+        self.metric, self.run_folder, self.listener = metric, folder, listener
+        self.folder = folder / "checkpoints"
+        self.progress = Progress()
+        train = prepared.train
+        freeze(model, config.model.freeze, train_positions=config.model.train_positions)
+        model.to(machine.torch_device)
+        before = {name: value.detach() for name, value in model.named_parameters()}
+        model.encoder.compute_in(machine.dtype)
+        # Values that the model now holds in lower precision: masters of trained weights, and frozen ones to give back.
+        full = {name: before[name] for name, value in model.named_parameters() if value.dtype != before[name].dtype}
+        self._frozen = {name: full[name] for name, value in model.named_parameters() if name in full and not value.requires_grad}
+        self.optimizer = Optimizer(model, config.train, lr=plan.lr, steps=plan.steps, full=full)
+        labels = prepared.task.num_labels
+        self.course = Course(
+            encoded=train.tokens, targets=train.targets,
+            loss=make_loss(prepared.task.kind, config.train, train.targets, labels, machine.torch_device),
+            batch_size=plan.batch_size, steps=plan.steps, token_budget=machine.token_budget,
+            clip=config.train.clip, seed=config.train.seed,
+            running=np.zeros((len(train), labels), dtype=np.float32),
+        )
+        self._saved_at = time.monotonic()
+        self._features: dict[str, Features] = {}
+
+    def run(self, *, resume: bool) -> Progress:
+        """Train to the end, or from the newest checkpoint on; the model then holds the chosen weights, in fp32.
+
+        Raises Interrupted (a checkpoint is saved) and TrainingError (the last good weights are).
+        """
+        if resume:
+            self._resume()
+        self._keep_frozen_output()
+        self.listener.begin(self.plan, self.progress.step)
+        try:
+            with Interrupts() as stop:
+                self._steps(stop)
+        except Stopped:
+            self._save()
+            raise Interrupted(
+                f"Stopped after step {self.progress.step:,} of {self.plan.steps:,}; all is saved. "
+                "Go on with the same command and --resume."
+            ) from None
+        except TrainingError as error:
+            if "finite" in str(error):
+                self._save()
+                raise TrainingError(
+                    f"{error} The weights of step {self.progress.step:,} are kept in {self.folder}."
+                ) from None
+            raise
+        finally:
+            self.listener.end()
+            for features in self._features.values():
+                features.close()
+        self._choose()
+        return self.progress
+
+    def _steps(self, stop: Interrupts) -> None:
+        progress = self.progress
+        self._evaluate_if_due(stop)
+        if progress.stopped_early:
+            return
+        for step in training_steps(
+            self.model, self.optimizer, self.course, start=progress.step, say=self.listener.say
+        ):
+            self._record(step)
+            self.listener.step(step)
+            stop.check()
+            self._evaluate_if_due(stop)
+            if progress.stopped_early:
+                break
+            if self._checkpoint_due():
+                self._save()
+
+    def _record(self, step: Step) -> None:
+        progress, pending = self.progress, self.progress.pending
+        progress.step = step.number
+        progress.seconds += step.seconds
+        progress.rows += step.rows
+        progress.tokens += step.tokens
+        progress.cells += step.cells
+        pending["loss"] += step.loss * step.rows
+        pending["rows"] += step.rows
+        every = max(1, self.plan.steps // RECORDS)
+        if step.number % every == 0 or step.number == self.plan.steps:
+            self._note(
+                {"kind": "step", "step": step.number, "epoch": self._epoch(step.number),
+                 "loss": pending["loss"] / pending["rows"], "lr": step.lr, "gradient_norm": step.norm}
+            )
+            progress.pending = {"loss": 0.0, "rows": 0}
+
+    def _epoch(self, step: int) -> float:
+        return round(step / self.plan.steps_per_epoch, 4)
+
+    def _note(self, record: dict[str, Any]) -> None:
+        self.progress.history.append(record)
+        lines = "".join(to_json(entry) + "\n" for entry in self.progress.history)
+        if record["kind"] == "eval":
+            write_atomic(self.run_folder / "history.jsonl", lines)
+
+    def _evaluate_if_due(self, stop: Interrupts) -> None:
+        progress = self.progress
+        if progress.step not in self.plan.evaluate_at or progress.evaluated == progress.step:
+            return
+        self.optimizer.finish(progress.step)
+        begin = time.perf_counter()
+        records = []
+        if progress.step % self.plan.steps_per_epoch == 0:
+            train = self.prepared.train
+            records.append(self._measured("train", self.course.running, train))
+        for name in ("valid", "test"):
+            split = self.prepared.splits.get(name)
+            if split is None or (name == "test" and not self.config.train.evaluate_test):
+                continue
+            logits = infer_logits(
+                self.model, split.tokens, budget=self.machine.token_budget, check=stop.check, forward=self._forward(name)
+            )
+            records.append(self._measured(name, logits, split))
+        seconds = time.perf_counter() - begin
+        for record in records:
+            self._note(record)
+            self.listener.evaluated(record, self.metric)
+        self._compare(records)
+        progress.evaluated = progress.step
+        self.listener.say(f"Evaluated after step {progress.step:,} in {seconds:.1f} s.") if seconds > 60 else None
+        self._save()
+
+    def _measured(self, name: str, logits: np.ndarray, split: Split) -> dict[str, Any]:
+        step = self.progress.step
+        metrics = evaluate(self.prepared.task.kind, self.prepared.task.labels, logits, split.targets)
+        return {"kind": "eval", "step": step, "epoch": self._epoch(step), "split": name, "metrics": scalars(metrics)}
+
+    def _compare(self, records: list[dict[str, Any]]) -> None:
+        progress = self.progress
+        record = next((record for record in records if record["split"] == "valid"), None)
+        if record is None:
+            return
+        value = metric_value(self.metric, {**record["metrics"], "rows": len(self.prepared.splits["valid"])})
+        if is_better(self.metric, value, progress.best and progress.best["value"]):
+            progress.best = {"step": progress.step, "value": value}
+            if self.config.train.select_best:
+                progress.best |= checkpoint.save_best(self.folder, progress.step, self._weights())
+            progress.without_gain = 0
+        else:
+            progress.without_gain += 1
+        patience = self.config.train.patience
+        if patience is not None and progress.without_gain >= patience and progress.step < self.plan.steps:
+            progress.stopped_early = True
+            self.listener.say(
+                f"Stopped early after step {progress.step:,}: no better {self.metric} in {patience} evaluations."
+            )
+
+    def _weights(self) -> dict[str, Tensor]:
+        """All weights of the model in fp32, as they are after the last step. Not copies where they are fp32 already."""
+        weights = {name: value.detach().float() for name, value in self.model.state_dict().items()}
+        return weights | self._frozen | self.optimizer.weights()
+
+    def _checkpoint_due(self) -> bool:
+        steps = self.config.train.checkpoint_steps
+        if steps is not None:
+            return self.progress.step % steps == 0
+        return time.monotonic() - self._saved_at > 60 * self.config.train.checkpoint_minutes
+
+    def _save(self) -> None:
+        state = {key: value for key, value in vars(self.progress).items() if key != "step"}
+        state["token_budget"] = self.course.token_budget
+        tensors = {
+            "weights": self._weights(),
+            "optimizer": self.optimizer.state(),
+            "running": {"logits": torch.from_numpy(self.course.running)},
+        }
+        checkpoint.save(self.folder, checkpoint.Checkpoint(self.progress.step, state, tensors))
+        self._saved_at = time.monotonic()
+
+    def _resume(self) -> None:
+        found = checkpoint.load_newest(self.folder, self.listener.say)
+        if found is None:
+            self.listener.say("No checkpoint yet: starting from the beginning.")
+            return
+        self.course.token_budget = int(found.state.pop("token_budget"))
+        self.progress = Progress(step=found.step, **found.state)
+        weights = found.tensors["weights"]
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                value.copy_(weights[name])
+        self.optimizer.load_state(weights, found.tensors["optimizer"])
+        self.course.running[:] = found.tensors["running"]["logits"].numpy()
+        self.listener.say(f"Resumed after step {found.step:,} of {self.plan.steps:,}.")
+
+    def _keep_frozen_output(self) -> None:
+        """Run frozen lower layers once, for every split that is visited again and again."""
+        config, encoder = self.config, self.model.encoder
+        start = first_trained_layer(config.model.freeze, encoder.config.layers)
+        if start == 0:
+            return
+        splits = {name: split for name, split in self.prepared.splits.items() if self._is_visited(name)}
+        size = encoder.config.hidden * (4 if encoder.compute_dtype == torch.float32 else 2)
+        needed = sum(split.tokens.offsets[-1] for split in splits.values()) * size
+        if start < encoder.config.layers and needed > 0.5 * free_disk(self.run_folder):
+            self.listener.say("The output of the frozen layers does not fit on the disk; it is computed anew every epoch.")
+            return
+        self.listener.say(f"The {start} frozen layers run once; their output is kept.")
+        for name, split in splits.items():
+            path = self.run_folder / f"frozen-{name}.tmp"
+            self._features[name] = Features(
+                self.model, split.tokens, start=start, budget=self.machine.token_budget, path=path
+            )
+        self.course.features = self._features["train"]
+
+    def _is_visited(self, name: str) -> bool:
+        return name != "test" or self.config.train.evaluate_test
+
+    def _forward(self, name: str) -> Callable[..., Tensor] | None:
+        features = self._features.get(name)
+        return None if features is None else lambda batch: features.logits(self.model, batch, None)
+
+    def _choose(self) -> None:
+        """Put the best weights, or else the last, into the model, in fp32."""
+        self.optimizer.finish(self.progress.step)
+        best = self.progress.best
+        weights = self._weights()
+        if best is not None and "file" in best:
+            weights = checkpoint.load_best(self.folder, best)
+        self.model.encoder.compute_in(torch.float32)
+        self.model.load_state_dict(weights)
+
+    def train_metrics(self, encoded: Encoded) -> dict[str, Any]:
+        """What metrics.json says about training: quality on rows as they were seen in the last epoch, and speed."""
+        progress = self.progress
+        records = [r for r in progress.history if r["kind"] == "eval" and r["split"] == "train"]
+        losses = [r["loss"] for r in progress.history if r["kind"] == "step"]
+        seconds = max(progress.seconds, 1e-9)
+        return {
+            **(records[-1]["metrics"] if records else {}),
+            "measured": "while training, with dropout, over the last whole epoch",
+            "loss": losses[-1] if losses else None,
+            "rows": len(encoded),
+            "steps": progress.step,
+            "epochs": self._epoch(progress.step),
+            "best_step": progress.best and progress.best["step"],
+            "seconds": progress.seconds,
+            "examples_per_second": progress.rows / seconds,
+            "tokens_per_second": progress.tokens / seconds,
+            "padding_share": 1 - progress.tokens / max(progress.cells, 1),
+            "peak_memory_bytes": peak_memory(),
+        }
+
+
+def scalars(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics that are single numbers."""
+    return {key: value for key, value in metrics.items() if isinstance(value, int | float) or value is None}

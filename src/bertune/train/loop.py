@@ -1,0 +1,138 @@
+"""The training loop: a generator of optimizer steps. Printing, evaluating and saving belong to its caller.
+
+Everything random depends on (seed, epoch) or (seed, step, micro-batch), and nothing on time or on what ran before, so
+a loop started at step k does what an uninterrupted one would have done from there.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bertune.data.batch import Batch, epoch_order, make_batch, split_by_budget, steps_per_epoch
+from bertune.data.tokens import Encoded
+from bertune.errors import TrainingError
+from bertune.model.attention import padded_cells
+from bertune.model.classifier import ClassifierModel
+from bertune.model.losses import Loss
+from bertune.model.noise import Noise
+from bertune.train.features import Features
+from bertune.train.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished optimizer step. number: from 1; loss: mean over its rows; norm: of the gradient before clipping."""
+
+    number: int
+    loss: float
+    lr: float
+    norm: float
+    rows: int
+    tokens: int
+    cells: int  # token places of attention, padding included
+    seconds: float
+
+
+@dataclass
+class Course:
+    """What a loop walks over and how. running: float32 [rows, labels], logits seen in the current epoch."""
+
+    encoded: Encoded
+    targets: np.ndarray
+    loss: Loss
+    batch_size: int
+    steps: int
+    token_budget: int
+    clip: float | None
+    seed: int
+    running: np.ndarray
+    features: Features | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return steps_per_epoch(len(self.encoded), self.batch_size)
+
+
+def training_steps(
+    model: ClassifierModel, optimizer: Optimizer, course: Course, *, start: int, say: Callable[[str], None]
+) -> Iterator[Step]:
+    """Steps start + 1 ... course.steps. The model's weights are those after the yielded step.
+
+    Raises TrainingError when the loss or a gradient is not finite; the weights are then those of the step before.
+    """
+    noise = Noise(model.device)
+    per_epoch, lengths = course.steps_per_epoch, course.encoded.lengths
+    epoch, order = -1, np.empty(0, dtype=np.int64)
+    for number in range(start + 1, course.steps + 1):
+        begin = time.perf_counter()
+        if (number - 1) // per_epoch != epoch:
+            epoch = (number - 1) // per_epoch
+            order = epoch_order(len(course.encoded), seed=course.seed, epoch=epoch)
+        place = (number - 1) % per_epoch
+        rows = order[place * course.batch_size : (place + 1) * course.batch_size]
+        while True:
+            batches = [make_batch(course.encoded, run) for run in split_by_budget(rows, lengths, course.token_budget)]
+            try:
+                loss = _backward(model, optimizer, course, batches, number, noise)
+                break
+            except torch.cuda.OutOfMemoryError:
+                optimizer.forget()
+                torch.cuda.empty_cache()
+                if course.token_budget <= int(lengths[rows].max()):
+                    raise TrainingError(
+                        f"Step {number}: the GPU has no room for even one row of {int(lengths[rows].max())} tokens. "
+                        "Lower --max-length, or freeze layers with --freeze."
+                    ) from None
+                course.token_budget //= 2
+                say(f"Step {number}: out of GPU memory; going on with {course.token_budget:,} tokens at once.")
+        norm = optimizer.gradient_norm()
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            optimizer.forget()
+            what = "loss" if not math.isfinite(loss) else "gradient"
+            raise TrainingError(
+                f"Step {number}: the {what} is no longer a finite number. Lower --lr (now at most "
+                f"{optimizer.rates.max():g}), or pass --precision fp32."
+            )
+        optimizer.clip(course.clip, norm)
+        optimizer.apply(number)
+        tokens = sum(batch.tokens for batch in batches)
+        padded = model.device.type != "cuda"  # attention alone pads, and only where it works in groups
+        cells = sum(padded_cells(batch.lengths) for batch in batches) if padded else tokens
+        rate = float(optimizer.rates[number - 1])
+        yield Step(number, loss, rate, norm, len(rows), tokens, cells, time.perf_counter() - begin)
+
+
+def _backward(
+    model: ClassifierModel, optimizer: Optimizer, course: Course, batches: list[Batch], number: int, noise: Noise
+) -> float:
+    """Gradients of one step: the sum over micro-batches of their summed loss, over the rows of the whole step."""
+    rows = sum(len(batch) for batch in batches)
+    look_up = optimizer.words(np.concatenate([batch.ids for batch in batches]), number)
+    total = 0.0
+    for place, batch in enumerate(batches):
+        noise.seek(course.seed, number, place)
+        logits = _logits(model, course.features, batch, look_up, noise)
+        targets = torch.from_numpy(course.targets[batch.rows]).to(logits.device)
+        loss = course.loss(logits, targets) / rows
+        loss.backward()
+        optimizer.collect()
+        course.running[batch.rows] = logits.detach().cpu().numpy()
+        total += loss.item()
+    return total
+
+
+def _logits(
+    model: ClassifierModel, features: Features | None, batch: Batch,
+    look_up: Callable[[np.ndarray], Tensor] | None, noise: Noise,
+) -> Tensor:
+    if features is not None:
+        return features.logits(model, batch, noise)
+    words = look_up(batch.ids) if look_up is not None else None
+    return model(model.inputs(batch), noise=noise, words=words)

@@ -1,0 +1,269 @@
+"""Adam over fp32 master weights, with token embeddings updated by row.
+
+A step touches a few hundred rows of a table of tens of thousands, yet dense Adam reads and writes all of it, twice
+over for its moments: on a fast processor that costs as much as the encoder. `RowAdam` postpones what dense Adam would
+do to untouched rows and does it at once, in closed form, when a row is next needed; the result is dense Adam's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bertune.config import TrainConfig
+from bertune.model.classifier import ClassifierModel
+
+
+def learning_rates(config: TrainConfig, *, peak: float, steps: int) -> np.ndarray:
+    """float64 [steps]: the rate of each step. Warm-up rises linearly; linear and cosine then fall to 0."""
+    warm = math.ceil(config.warmup * steps)
+    step = np.arange(steps, dtype=np.float64)
+    rest = (step - warm) / max(1, steps - warm)
+    fall = {"linear": 1 - rest, "cosine": 0.5 * (1 + np.cos(np.pi * rest)), "constant": np.ones(steps)}
+    return peak * np.where(step < warm, (step + 1) / (warm + 1), fall[config.schedule])
+
+
+def freeze(model: ClassifierModel, what: str, *, train_positions: bool) -> None:
+    """Switch off gradients: none, encoder, embeddings, or a number of lowest layers (embeddings included)."""
+    encoder = model.encoder
+    if not train_positions and encoder.embeddings.position is not None:
+        encoder.embeddings.position.requires_grad_(False)
+    if what == "encoder":
+        encoder.requires_grad_(False)
+    elif what != "none":
+        encoder.embeddings.requires_grad_(False)
+        for layer in encoder.layers[: 0 if what == "embeddings" else int(what)]:
+            layer.requires_grad_(False)
+
+
+class RowAdam:
+    """Adam for one table [rows, width] of which each step uses few rows; equals dense Adam step for step.
+
+    With zero gradient, k steps of Adam shrink the moments by powers of beta, so their updates of a row are a geometric
+    sum: m / (sqrt(v) + eps) times a number that depends on the step span alone. Terms beyond `_SPAN` are below float
+    precision. Frozen-in approximation: eps is scaled as at the first of the k steps, which matters only where
+    sqrt(v) is itself near eps.
+    """
+
+    _SPAN = 192  # (0.9 / sqrt(0.999)) ** 192 < 2e-9
+
+    def __init__(
+        self, table: nn.Parameter, rates: np.ndarray, *, betas: tuple[float, float], eps: float, decay: float
+    ) -> None:
+        self.table = table
+        self.betas, self.eps = betas, eps
+        self.mean = torch.zeros_like(table)
+        self.square = torch.zeros_like(table)
+        self.done = np.zeros(len(table), dtype=np.int64)  # step up to which a row is as dense Adam would have it
+        steps = np.arange(1, len(rates) + 1, dtype=np.float64)
+        # Entry t of these belongs to step t, counted from 1; entry 0 is before the first step.
+        self.rates = np.concatenate(([0.0], rates))
+        self.shrink = np.concatenate(([0.0], np.cumsum(np.log1p(-rates * decay))))
+        self.correct1 = np.concatenate(([1.0], 1 - betas[0] ** steps))
+        self.correct2 = np.concatenate(([1.0], np.sqrt(1 - betas[1] ** steps)))
+        self.ratio = betas[0] / math.sqrt(betas[1])
+        self.span = self._SPAN if self.ratio <= 0.9005 else math.ceil(math.log(2e-9) / math.log(min(self.ratio, 0.99)))
+
+    def catch_up(self, rows: np.ndarray | None, step: int) -> None:
+        """Bring `rows` (None: all) to where dense Adam has them after `step` steps."""
+        rows = np.arange(len(self.table)) if rows is None else rows
+        rows = rows[self.done[rows] < step]
+        for begin in range(0, len(rows), 8192):
+            self._catch_up(rows[begin : begin + 8192], step)
+
+    def _catch_up(self, rows: np.ndarray, step: int) -> None:
+        starts, which = np.unique(self.done[rows], return_inverse=True)
+        gaps = step - starts
+        sums = self._sums(starts, step)
+        scale = self.correct2[starts + 1] / math.sqrt(self.betas[1])
+
+        def column(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values[which].astype(np.float32))[:, None].to(self.table.device)
+
+        index = torch.from_numpy(rows).to(self.table.device)
+        with torch.no_grad():
+            mean, square = self.mean[index], self.square[index]
+            direction = mean / (square.sqrt() + column(self.eps * scale))
+            kept = self.table[index] * column(np.exp(self.shrink[step] - self.shrink[starts]))
+            self.table[index] = kept.sub_(direction * column(sums))
+            self.mean[index] = mean * column(self.betas[0] ** gaps.astype(np.float64))
+            self.square[index] = square * column(self.betas[1] ** gaps.astype(np.float64))
+        self.done[rows] = step
+
+    def _sums(self, starts: np.ndarray, step: int) -> np.ndarray:
+        """For each start s, the sum over steps i = s+1 .. step of rate_i sqrt(c2_i) / c1_i ratio^(i-s), later decay included."""
+        power = np.arange(1, min(self.span, int((step - starts).max())) + 1)
+        at = starts[:, None] + power[None, :]
+        inside = at <= step
+        at = np.minimum(at, step)
+        terms = self.rates[at] * self.correct2[at] / self.correct1[at] * self.ratio ** power[None, :].astype(np.float64)
+        return (terms * np.exp(self.shrink[step] - self.shrink[at]) * inside).sum(axis=1)
+
+    def update(self, rows: Tensor, values: Tensor, grad: Tensor, step: int) -> None:
+        """Step number `step` (from 1) for `rows`, which hold `values` [rows, width] and were caught up to step - 1."""
+        beta1, beta2 = self.betas
+        mean = self.mean[rows].lerp_(grad, 1 - beta1)
+        square = self.square[rows].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        root = square.sqrt().div_(float(self.correct2[step])).add_(self.eps)
+        rate = float(self.rates[step])
+        kept = values * math.exp(self.shrink[step] - self.shrink[step - 1])
+        self.table[rows] = kept.addcdiv_(mean, root, value=-rate / float(self.correct1[step]))
+        self.mean[rows], self.square[rows] = mean, square
+        self.done[rows.cpu().numpy()] = step
+
+
+class Optimizer:
+    """All trained weights of a model, their fp32 masters, moments and rates.
+
+    A step is: `words(ids)` for the token embeddings it needs, backward passes each followed by `collect()`, `clip`,
+    `apply(step)`. `finish(step)` completes postponed updates; needed before weights are read.
+    """
+
+    def __init__(
+        self, model: ClassifierModel, config: TrainConfig, *, lr: float, steps: int, full: dict[str, Tensor]
+    ) -> None:
+        """`full`: fp32 values, by name, of the parameters that the model holds in lower precision."""
+        head_lr = config.head_lr or lr
+        self.rates = learning_rates(config, peak=lr, steps=steps)
+        self.head_scale = head_lr / lr
+        self.names, self.params, self.masters = [], [], []  # type: ignore[var-annotated]
+        decay = config.weight_decay if config.optimizer == "adamw" else 0.0
+        groups: dict[tuple[bool, bool], list[Tensor]] = {}
+        embeddings = getattr(model.encoder, "embeddings", None)
+        word = getattr(getattr(embeddings, "word", None), "weight", None)
+        by_row = word is not None and word.requires_grad
+        for name, param in model.named_parameters():
+            if not param.requires_grad or (by_row and param is word):
+                continue
+            master = param if param.dtype == torch.float32 else nn.Parameter(full[name])
+            self.names.append(name)
+            self.params.append(param)
+            self.masters.append(master)
+            plain = name.endswith("bias") or "norm" in name.rsplit(".", 2)[-2].lower()
+            groups.setdefault((name.startswith("head."), not plain), []).append(master)
+        self.dense = torch.optim.AdamW(
+            [{"params": p, "weight_decay": decay if decays else 0.0, "head": head} for (head, decays), p in groups.items()],
+            lr=lr, betas=config.betas, eps=config.eps, fused=True,
+        )  # with no decay this is plain Adam
+        self.low = [(p, m) for p, m in zip(self.params, self.masters, strict=True) if p is not m]
+        self.rows = (
+            RowAdam(word, self.rates, betas=config.betas, eps=config.eps, decay=decay) if by_row else None  # type: ignore[arg-type]
+        )
+        self._index: Tensor | None = None
+        self._leaf: Tensor | None = None
+        self._order: np.ndarray | None = None
+        self._first = True
+
+    def words(self, ids: np.ndarray, step: int) -> Callable[[np.ndarray], Tensor] | None:
+        """Prepare the embeddings of all tokens `ids` of step number `step` (from 1); the function looks some of them up."""
+        self._first = True
+        if self.rows is None:
+            return None
+        order = np.unique(ids)
+        self.rows.catch_up(order, step - 1)
+        index = torch.from_numpy(order).to(self.rows.table.device)
+        leaf = self.rows.table.detach()[index].requires_grad_()
+        self._index, self._leaf = index, leaf
+
+        def look_up(part: np.ndarray) -> Tensor:
+            places = torch.from_numpy(np.searchsorted(order, part)).to(leaf.device)
+            return leaf.index_select(0, places)
+
+        return look_up
+
+    def collect(self) -> None:
+        """Move the gradients of one backward pass into the masters."""
+        pairs = [(p, m) for p, m in self.low if p.grad is not None]
+        if pairs:
+            grads = [p.grad for p, _ in pairs]
+            if self._first:
+                for _, master in pairs:
+                    if master.grad is None:
+                        master.grad = torch.empty_like(master)
+                torch._foreach_copy_([m.grad for _, m in pairs], grads)
+            else:
+                torch._foreach_add_([m.grad for _, m in pairs], grads)
+            for param, _ in pairs:
+                param.grad = None
+        self._first = False
+
+    def gradient_norm(self) -> float:
+        """Euclidean norm of all gradients."""
+        grads = [m.grad for m in self.masters if m.grad is not None]
+        if self._leaf is not None and self._leaf.grad is not None:
+            grads.append(self._leaf.grad)
+        return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))) if grads else 0.0
+
+    def clip(self, limit: float | None, norm: float) -> None:
+        """Scale all gradients so that their norm is at most `limit`."""
+        if limit is None or norm <= limit:
+            return
+        grads = [m.grad for m in self.masters if m.grad is not None]
+        if self._leaf is not None and self._leaf.grad is not None:
+            grads.append(self._leaf.grad)
+        torch._foreach_mul_(grads, limit / (norm + 1e-6))
+
+    @torch.no_grad()
+    def apply(self, step: int) -> None:
+        """Optimizer step number `step`, from 1."""
+        rate = float(self.rates[step - 1])
+        for group in self.dense.param_groups:
+            group["lr"] = rate * (self.head_scale if group["head"] else 1.0)
+        self.dense.step()
+        if self.low:
+            torch._foreach_copy_([p for p, _ in self.low], [m for _, m in self.low])
+        if self.rows is not None and self._leaf is not None and self._leaf.grad is not None:
+            assert self._index is not None
+            self.rows.update(self._index, self._leaf.detach(), self._leaf.grad, step)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all gradients."""
+        for param, master in zip(self.params, self.masters, strict=True):
+            param.grad = None
+            if master is param:
+                master.grad = None
+        self._leaf = self._index = None
+        self._first = True
+
+    def finish(self, step: int) -> None:
+        """Complete every postponed update, so that the weights are those after `step` steps."""
+        if self.rows is not None:
+            self.rows.catch_up(None, step)
+
+    def weights(self) -> dict[str, Tensor]:
+        """fp32 weights by parameter name: masters where there are any. Not copies."""
+        return {name: master.detach() for name, master in zip(self.names, self.masters, strict=True)}
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments and progress, by name; with the weights, all that going on needs. Not copies."""
+        tensors: dict[str, Tensor] = {}
+        for name, master in zip(self.names, self.masters, strict=True):
+            slot = self.dense.state.get(master, {})
+            for key in ("exp_avg", "exp_avg_sq", "step"):
+                if key in slot:
+                    tensors[f"{key}/{name}"] = slot[key]
+        if self.rows is not None:
+            tensors["rows/mean"], tensors["rows/square"] = self.rows.mean, self.rows.square
+            tensors["rows/done"] = torch.from_numpy(self.rows.done)
+        return tensors
+
+    def load_state(self, weights: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+        """Put back what `weights` and `state` gave."""
+        with torch.no_grad():
+            for name, param, master in zip(self.names, self.params, self.masters, strict=True):
+                master.copy_(weights[name])
+                if param is not master:
+                    param.copy_(master)
+                slot = {k: state[f"{k}/{name}"].to(master.device) for k in ("exp_avg", "exp_avg_sq") if f"{k}/{name}" in state}
+                if slot:
+                    step = state[f"step/{name}"]
+                    self.dense.state[master] = {"step": step.to(master.device), **slot}
+            if self.rows is not None:
+                self.rows.mean.copy_(state["rows/mean"])
+                self.rows.square.copy_(state["rows/square"])
+                self.rows.done[:] = state["rows/done"].numpy()

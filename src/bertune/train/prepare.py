@@ -1,0 +1,155 @@
+"""From a source to encoded splits: read, tell the task, split, tokenize. No model is involved yet."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertune.config import DataConfig
+from bertune.data.read import Table, read_table
+from bertune.data.splits import split_rows
+from bertune.data.tasks import Rows, Task, encode_labels, infer_task, rows_of
+from bertune.data.tokens import Encoded, Tokenizer, cache_root, encode_cached
+from bertune.errors import ConfigError
+from bertune.files import write_atomic
+from bertune.ship.predict import readable_task
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Split:
+    """One part of the data. targets: int64 [rows] or float32 [rows, labels]."""
+
+    name: str
+    table: Table
+    targets: np.ndarray
+    encoded: Encoded | None = None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def tokens(self) -> Encoded:
+        assert self.encoded is not None, "tokenize first"
+        return self.encoded
+
+
+@dataclass
+class Prepared:
+    """The task and its splits; `rule` says in one line how the splits came about."""
+
+    task: Task
+    splits: dict[str, Split]
+    rule: str
+
+    @property
+    def train(self) -> Split:
+        return self.splits["train"]
+
+
+def read_splits(source: Any, data: DataConfig, say: Say) -> Prepared:
+    """Read `source` (or, where it is None, the configured files) and divide it as configured."""
+    if source is None and not data.files:
+        raise ConfigError("No data: name one or more files, for example bertune train papers.csv --out runs/papers.")
+    table = read_table(data.files if source is None else source, data)
+    # A validation or test file has the layout of the training file, so its labels never widen the task.
+    given = {
+        name: read_table(value, data)
+        for name, value in (("valid", data.valid), ("test", data.test))
+        if isinstance(value, str)
+    }
+    for read in (table, *given.values()):
+        for note in read.notes:
+            say(note)
+    task, sentence = infer_task(table, data)
+    say(sentence)
+    targets = encode_labels(task, table)
+    fractions = _fractions(data)
+    groups = table.column(data.group) if data.group else None
+    if data.group and given:
+        _refuse_shared_groups(table, given, data.group)
+    if any(fractions.values()):
+        parts = split_rows(
+            targets, task.kind, valid=fractions["valid"], test=fractions["test"], seed=data.split_seed, groups=groups
+        )
+        chosen = {"train": parts.train, "valid": parts.valid, "test": parts.test}
+        splits = {
+            name: Split(name, table.take(rows), targets[rows]) for name, rows in chosen.items() if rows is not None
+        }
+    else:
+        splits = {"train": Split("train", table, targets)}
+    for name, part in given.items():
+        splits[name] = Split(name, part, encode_labels(task, part))
+    ordered = {name: splits[name] for name in ("train", "valid", "test") if name in splits}
+    prepared = Prepared(task, ordered, _rule(data, fractions, task))
+    sizes = ", ".join(f"{len(split):,} {name}" for name, split in ordered.items())
+    say(f"Splits: {sizes} rows ({prepared.rule}).")
+    return prepared
+
+
+def _fractions(data: DataConfig) -> dict[str, float | None]:
+    """The share of the main table that each split takes."""
+    if data.valid is None and data.test is None:
+        return {"valid": 0.1, "test": 0.1}
+    return {
+        "valid": data.valid if isinstance(data.valid, float) else None,
+        "test": data.test if isinstance(data.test, float) else None,
+    }
+
+
+def _rule(data: DataConfig, fractions: dict[str, float | None], task: Task) -> str:
+    drawn = {name: share for name, share in fractions.items() if share}
+    if not drawn:
+        return "files as given"
+    train = round(100 * (1 - sum(drawn.values())))
+    shares = "/".join([f"{train}", *(f"{round(100 * share)}" for share in drawn.values())])
+    how = f"grouped by {data.group}" if data.group else "stratified" if task.kind == "single" else "iteratively stratified"
+    return f"{shares} of the rows, {how}, split seed {data.split_seed}"
+
+
+def _refuse_shared_groups(table: Table, given: dict[str, Table], group: str) -> None:
+    known = set(table.column(group))
+    for name, part in given.items():
+        shared = known.intersection(part.column(group))
+        if shared:
+            example = sorted(map(str, shared))[0]
+            raise ConfigError(
+                f"--group {group}: {len(shared):,} groups stand in the training file and in the {name} file, for example "
+                f"'{example}'. Leave those rows out of one of them, or pass --{name} as a fraction."
+            )
+
+
+def texts_of(prepared: Prepared, split: Split, tokenizer: Tokenizer) -> Rows:
+    """The texts of a split, as the tokenizer reads them best."""
+    return rows_of(readable_task(prepared.task, split.table.columns, tokenizer), split.table, allow_empty=False)
+
+
+def tokenize(prepared: Prepared, tokenizer: Tokenizer, *, max_length: int, truncation: str, say: Say) -> None:
+    """Encode every split, and say what was cut from the training rows."""
+    if truncation == "only-second" and not prepared.task.is_pair:
+        raise ConfigError("--truncation only-second is for pairs; pass --text-pair, or longest-first.")
+    for split in prepared.splits.values():
+        rows = texts_of(prepared, split, tokenizer)
+        split.encoded = encode_cached(
+            tokenizer, rows, max_length=max_length, truncation=truncation, cache=cache_root()
+        )
+    say(prepared.train.tokens.truncation().sentence())
+
+
+def write_split_rows(prepared: Prepared, path: Path) -> None:
+    """A CSV of split, file and row number (from 1, within the file)."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["split", "file", "row"])
+    for name, split in prepared.splits.items():
+        files = split.table.files
+        for file, row in zip(split.table.file_index.tolist(), split.table.row_numbers.tolist(), strict=True):
+            writer.writerow([name, Path(files[file]).name, row])
+    write_atomic(path, text.getvalue())

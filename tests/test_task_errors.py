@@ -1,0 +1,161 @@
+"""What does not make a task is an error that says where, what, and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bertune.config import DataConfig, ReadConfig
+from bertune.data.read import Table, read_table
+from bertune.data.tasks import Task, encode_labels, infer_task
+from bertune.errors import ConfigError, DataError
+
+
+def table(columns: Mapping[str, Any]) -> Table:
+    return read_table(columns, ReadConfig())
+
+
+def csv(folder: Path, text: str, name: str = "train.csv") -> Table:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return read_table(path, ReadConfig())
+
+
+def infer(columns: Mapping[str, Any], **options: Any) -> tuple[Task, str]:
+    return infer_task(table(columns), DataConfig(**options))
+
+
+def papers() -> dict[str, list[Any]]:
+    return {
+        "ID": ["17", "18", "19"], "TITLE": ["t1", "t2", "t3"], "ABSTRACT": ["a1", "a2", "a3"],
+        "Computer Science": ["1", "0", "1"], "Physics": ["0", "1", "1"], "Mathematics": ["0", "0", "0"],
+    }
+
+
+def reviews(**more: list[Any]) -> dict[str, list[Any]]:
+    return {"text": ["good", "bad", "so so"], "label": ["pos", "neg", "neutral"]} | more
+
+
+# What does not fit is an error that says where and what to do
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text": ["txt"]}, r"no column 'txt'; did you mean 'text'\? Pass --text COLUMN; the columns are text, label"),
+        ({"label": ["Label"]}, r"no column 'Label'; did you mean 'label'\?"),
+        ({"text_pair": ["premise"], "text": ["text"]}, "no column 'premise'. Pass --text-pair"),
+    ],
+)
+def test_a_missing_column_names_the_nearest(options: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        infer(reviews(), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text": ["text"], "label": ["text"]}, "'text' is given as --text and as --label"),
+        ({"text": ["text"], "text_pair": ["text"]}, "'text' is given as --text and as --text-pair"),
+        ({"text": ["text", "text"]}, "--text text is given twice"),
+        ({"label": ["label", "label"]}, "--label label is given twice"),
+        ({"label": ["label"], "group": "label"}, "given as --group and as --label"),
+        ({"text_pair": ["text"]}, "pass the first with --text"),
+        ({"labels": ["neg", "neg", "pos", "neutral"]}, "label 'neg' is listed twice"),
+        ({"labels": ["a", "b"], "label_names": "x.txt"}, "pass one of them"),
+        ({"label_sep": ""}, "--label-sep is empty"),
+    ],
+)
+def test_options_that_exclude_each_other_are_an_error(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        infer(reviews(), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_sep": ","}, "--label-sep goes with one label column"),
+        ({"label_names": "x.txt"}, "--label-names goes with one label column"),
+        ({"labels": ["Physics", "Chemistry"]}, "names each of them once: Computer Science, Physics, Mathematics"),
+    ],
+)
+def test_options_that_do_not_go_with_label_columns_are_an_error(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        infer(papers(), **options)
+
+
+def test_a_separator_for_lists_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="lists of labels already"):
+        infer({"text": ["a", "b"], "labels": [["x"], ["y"]]}, label_sep=",")
+
+
+def test_columns_that_tell_nothing_are_an_error_that_lists_them() -> None:
+    with pytest.raises(ConfigError, match=r"which column is the label\? .*--label COLUMN.* the columns are foo, bar"):
+        infer({"foo": ["a", "b"], "bar": ["c", "d"]})
+    with pytest.raises(ConfigError, match=r"which column is the text\? Pass --text COLUMN; the columns are foo, bar"):
+        infer({"foo": ["a", "b"], "bar": ["c", "d"], "label": ["e", "f"]})
+    with pytest.raises(ConfigError, match=r"--columns a,b,c"):
+        infer({"column_1": ["a", "b"], "column_2": ["c", "d"]})
+
+
+def test_a_label_column_beside_zero_one_columns_is_a_question() -> None:
+    with pytest.raises(ConfigError, match=r"is the label the column 'label', or are the 0/1 columns x, y the labels\?"):
+        infer(reviews(x=["0", "1", "0"], y=["1", "0", "1"]))
+
+
+def test_a_cell_that_is_not_zero_or_one_names_row_column_and_value(tmp_path: Path) -> None:
+    data = csv(tmp_path, "text,x,y\na,1,0\nb,0,2\n")
+    task, _ = infer_task(data, DataConfig(label=["x", "y"]))
+    with pytest.raises(DataError, match=r"train.csv row 2, column 'y': '2' is not 0 or 1"):
+        encode_labels(task, data)
+
+
+def test_one_wrong_cell_does_not_make_a_found_label_column_disappear() -> None:
+    columns: dict[str, list[Any]] = {"text": ["t"] * 20, "x": ["0", "1"] * 10, "y": ["1", "0"] * 9 + ["1", "O"]}
+    with pytest.raises(DataError, match=r"row 20, column 'y': 'O' is neither 0 nor 1"):
+        infer(columns)
+    columns["y"][-1] = ""
+    task, _ = infer(columns)
+    with pytest.raises(DataError, match=r"row 20, column 'y': the label is missing; expected 0 or 1"):
+        encode_labels(task, table(columns))
+
+
+@pytest.mark.parametrize("cells", [["a", "", "b"], ["a", None, "b"], [1.0, float("nan"), 2.0], [["a"], None, ["b"]]])
+def test_a_missing_label_names_the_row(cells: list[Any]) -> None:
+    columns = {"text": ["x", "y", "z"], "label": cells}
+    task, _ = infer(columns)
+    with pytest.raises(DataError, match=r"row 2, column 'label': the label is missing"):
+        encode_labels(task, table(columns))
+
+
+def test_a_label_that_training_did_not_have_names_the_choices(tmp_path: Path) -> None:
+    task, _ = infer(reviews())
+    valid = csv(tmp_path, "text,label\na,pos\nb,postive\n", "valid.csv")
+    with pytest.raises(DataError) as error:
+        encode_labels(task, valid)
+    assert str(error.value).endswith(
+        "valid.csv row 2, column 'label': 'postive' is not a label of this task; expected one of neg, neutral, pos. "
+        "Fix the row, or pass --labels."
+    )
+
+
+def test_a_label_that_is_not_listed_is_an_error() -> None:
+    task, _ = infer(reviews(), labels=["neg", "pos"])
+    with pytest.raises(DataError, match=r"row 3, column 'label': 'neutral' is not a label .* one of neg, pos"):
+        encode_labels(task, table(reviews()))
+
+
+@pytest.mark.parametrize("options", [{}, {"labels": ["a", "b"]}, {"task": "multi"}])
+def test_a_single_class_is_an_error(options: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=r"every row has the label 'a'.* Add rows with other labels"):
+        infer({"text": ["x", "y"], "label": ["a", "a"]}, **options)
+
+
+def test_a_label_column_without_labels_is_an_error() -> None:
+    with pytest.raises(DataError, match="column 'label': no row has a label"):
+        infer({"text": ["x", "y"], "label": ["", ""]})
+
+

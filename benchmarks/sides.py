@@ -34,7 +34,7 @@ def trainer(spec: dict[str, Any], pacer: Pacer) -> None:
     )
 
     train, valid = load(spec["rows"])
-    model = _transformers_model(spec, train)
+    model = transformers_model(spec["model"], train, attention=spec.get("attention"))
     tokenizer = AutoTokenizer.from_pretrained(spec["tokenizer"])
     per_epoch = -(-len(train) // spec["batch"])
     mean_length = len(train.ids) / len(train)
@@ -54,7 +54,7 @@ def trainer(spec: dict[str, Any], pacer: Pacer) -> None:
         train_sampling_strategy="group_by_length" if spec.get("grouped") else "random",
     )
     run = Trainer(
-        model=model, args=arguments, train_dataset=_features(train, spec.get("pad")), callbacks=[Pace()],
+        model=model, args=arguments, train_dataset=features(train, width=spec.get("pad")), callbacks=[Pace()],
         data_collator=default_data_collator if spec.get("pad") else DataCollatorWithPadding(tokenizer),
     )
     _watch(pacer, model, valid, spec)
@@ -65,7 +65,7 @@ def trainer(spec: dict[str, Any], pacer: Pacer) -> None:
 def plain(spec: dict[str, Any], pacer: Pacer) -> None:
     """A plain fp32 loop over transformers' BERT: every row padded to `pad` tokens, Adam at a constant rate."""
     train, valid = load(spec["rows"])
-    model = _transformers_model(spec, train).train()
+    model = transformers_model(spec["model"], train).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=spec["lr"])
     ids, types, mask = padded(train, np.arange(len(train)), spec["pad"])
     targets = torch.from_numpy(train.targets)
@@ -224,7 +224,7 @@ def padded(part: Part, rows: np.ndarray, width: int | None) -> tuple[Tensor, Ten
     return torch.from_numpy(ids), torch.from_numpy(types), torch.from_numpy(mask.astype(np.int64))
 
 
-def _features(part: Part, width: int | None) -> list[dict[str, Any]]:
+def features(part: Part, *, width: int | None = None) -> list[dict[str, Any]]:
     """The rows as transformers' examples hold them: lists a row, padded already where a width is given."""
     rows = []
     for row in range(len(part)):
@@ -237,14 +237,14 @@ def _features(part: Part, width: int | None) -> list[dict[str, Any]]:
     return rows
 
 
-def _transformers_model(spec: dict[str, Any], train: Part) -> Any:
+def transformers_model(folder: str, train: Part, *, seed: int = 0, attention: str | None = None) -> Any:
+    """The encoder in `folder` with transformers' own classification head, in fp32."""
     from transformers import AutoModelForSequenceClassification, set_seed
 
-    set_seed(0)
+    set_seed(seed)
     problem = "single_label_classification" if train.kind == "single" else "multi_label_classification"
     return AutoModelForSequenceClassification.from_pretrained(
-        spec["model"], num_labels=train.num_labels, problem_type=problem, attn_implementation=spec.get("attention"),
-        dtype=torch.float32,
+        folder, num_labels=train.num_labels, problem_type=problem, attn_implementation=attention, dtype=torch.float32
     )
 
 

@@ -60,8 +60,8 @@ def test_the_card_has_every_section_and_fact() -> None:
     text = model_card(info())
     for part in (
         "## Results", "## How to use", "## Data", "## Training", "## Intended use", "## Limits", "14,377", "seed 0",
-        "papers.csv, more.csv", "| lr | 0.0002 |", "at most 256 tokens", "only the beginning is read", "English", "SNLI",
-        "12 rows were cut.", "By label, on the test split", "sigmoid()", '{"TITLE": "...", "ABSTRACT": "..."}',
+        "papers.csv, more.csv", "| lr | 0.0002 |", "at most 256 tokens", "only the beginning is read", "English",
+        "SNLI", "12 rows were cut.", "By label, on the test split", "sigmoid()", '{"TITLE": "...", "ABSTRACT": "..."}',
     ):  # fmt: skip
         assert part in text, part
     assert "max_steps" not in text
@@ -93,7 +93,8 @@ def test_user_text_stays_text() -> None:
 
 
 @pytest.mark.parametrize("text", [
-    NASTY, "*a* _b_ c_d __e__ f__g__ `c` ~~d~~ $e$", "[x](http://y)", "http://a.b www.c.d", "# h", "- item", "1. item", "+ x", "a\\",
+    NASTY, "*a* _b_ c_d __e__ f__g__", "`c` ~~d~~ $e$",
+    "[x](http://y)", "http://a.b www.c.d", "# h", "- item", "1. item", "+ x", "a\\",
     "&lt;", "---", "a\nb", "=", "**", "\\|", "![i](u)",
 ])  # fmt: skip
 def test_escaped_text_renders_as_itself(text: str) -> None:

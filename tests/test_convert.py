@@ -122,6 +122,8 @@ def test_a_pickled_model_becomes_safetensors_with_tied_weights_once(
 def test_an_archive_of_an_ordinary_model_is_opened(
     pickled: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, ending: str
 ) -> None:
+    (pickled[0] / "1_Pooling").mkdir()  # sentence-transformers adds it, with a config.json of its own
+    (pickled[0] / "1_Pooling" / "config.json").write_text("{}", encoding="utf-8")
     shutil.make_archive(str(tmp_path / "packed"), {"zip": "zip", "tar.gz": "gztar"}[ending], tmp_path, "pickled")
     folder, source = open_source(tmp_path / f"packed.{ending}")
     assert source.kind == "archive"

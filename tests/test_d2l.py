@@ -248,7 +248,7 @@ def test_a_cut_tensor_file_is_a_clear_error(tmp_path: Path, legacy: bool, keep: 
     assert "pretrained.params: " in message
 
 
-@pytest.mark.parametrize("name", ["../evil.txt", "/etc/evil.txt", "a/../../evil", "C:/evil.txt", "a\\evil.txt"])
+@pytest.mark.parametrize("name", ["../evil.txt", "/etc/evil.txt", "a/../../evil", "C:/evil.txt"])
 def test_an_archive_that_points_outside_itself_is_not_opened(tmp_path: Path, name: str) -> None:
     make_archive(tmp_path / "a.zip", hidden=32, ffn=48)
     with zipfile.ZipFile(tmp_path / "a.zip", "a") as zipped:

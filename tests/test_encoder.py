@@ -21,6 +21,7 @@ from bertune.model.load import load_model, read_source, save_model
 from bertune.model.noise import Noise
 from bertune.model.source import convert
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 LENGTHS = [60, 57, 31, 12, 3, 1]
 LABELS = ("no", "yes", "maybe")
 TOLERANCE = 1e-5
@@ -182,7 +183,7 @@ def test_bf16_stays_close_to_fp32(case: str, tmp_path: Path) -> None:
     assert ours.encoder.layers[0].qkv.weight.dtype == torch.bfloat16
     assert ours.encoder.embeddings.word.weight.dtype == torch.float32
     close = hidden_of(ours, batch).float()
-    assert (close - exact).norm() / exact.norm() < 0.03
+    assert (close - exact).norm() / exact.norm() < 0.05
     assert logits_of(ours, batch).dtype == torch.float32
 
 

@@ -28,7 +28,6 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BERTUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path)
 
     def refuse(*args: Any, **options: Any) -> Any:
@@ -106,7 +105,9 @@ def test_a_misspelt_preset_gets_the_nearest_name() -> None:
     assert "did you mean 'multilingual'?" in message and "d2l-base" in message
 
 
-@pytest.mark.parametrize("name", ["", "  ", "./absent", "absent.zip", "owner/absent.zip", "a/b/c", "x" * 5000])
+@pytest.mark.parametrize(
+    "name", ["", "  ", "./absent", "~nobody-here/model", "absent.zip", "owner/absent.zip", "a/b/c", "x" * 5000]
+)
 def test_what_can_be_no_model_is_one_clear_error(name: str) -> None:
     assert "preset" in _fail(name)
 

@@ -198,6 +198,7 @@ def test_tables_align_also_chinese_labels_and_break_no_terminal() -> None:
     rows = result_table({"valid": found, "test": found}, "single")
     assert rows[0] == ["", "valid", "test"] and rows[1] == ["rows", "1,200", "1,200"]
     assert rows[2] == ["accuracy", *[f"{found['accuracy']:.4f}"] * 2]
+    assert result_table({"train": {"rows": 5}}, "single")[1:3] == [["rows", "5"], ["accuracy", "-"]]
 
 
 def test_the_baseline_learns_words_pairs_by_side_and_several_labels() -> None:

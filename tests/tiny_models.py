@@ -58,7 +58,7 @@ def scrambled(model: Any, *, seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise * (0.25 if parameter.ndim > 1 else 0.3))
+            parameter.copy_(noise * (0.2 if parameter.ndim > 1 else 0.3))
         for part in model.modules():
             if type(part).__name__ == "LayerNorm":
                 part.weight.add_(1.0)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertune.config import Config, parse_setting
+from bertune.config import Config, nested
 
 if TYPE_CHECKING:
     from bertune.ship.predict import Predictor
@@ -37,13 +37,7 @@ def train(
 
     base = config if isinstance(config, Config) else Config.load(config) if config is not None else Config()
     for name, value in (settings or {}).items():
-        nested = parse_setting(f"{name}=null")
-        inner = nested
-        *sections, last = name.split(".")
-        for section in sections:
-            inner = inner[section]
-        inner[last] = value
-        base = base.updated(nested, place="settings")
+        base = base.updated(nested(name, value), place="settings")
     files, source = _files(data)
     given: dict[str, dict[str, Any]] = {
         "data": {"files": files, "text": _names(text), "text_pair": _names(text_pair), "label": _names(label),

@@ -90,6 +90,7 @@ class DataConfig(ReadConfig):
         None, description="Test file, or a fraction of the rows.",
         json_schema_extra=_flag("--test", group="Data", metavar="FILE|FRACTION"),
     )
+    hold_out: bool = Field(True, description="Without --valid and --test, hold out a tenth of the rows for each; otherwise all rows train.")
     split_seed: int = Field(0, description="Seed of the split.", json_schema_extra=_flag("--split-seed", group="Data"))
     group: str | None = Field(
         None, description="Column whose equal values never fall into two splits.",
@@ -132,7 +133,7 @@ class ModelConfig(_Section):
         json_schema_extra=_flag("--dropout", group="Model"),
     )
     max_length: int | None = Field(
-        None, ge=4, description="Longest input in tokens, special ones included; by default what the data needs, at most 256.",
+        None, ge=4, description="Longest input in tokens, special ones included; by default 256, or the most the model reads.",
         json_schema_extra=_flag("--max-length", group="Model"),
     )
     truncation: Literal["longest-first", "only-second", "head"] = Field(
@@ -188,7 +189,6 @@ class TrainConfig(_Section):
                                  json_schema_extra=_flag("--patience", group="Training"))
     select_best: bool = Field(True, description="Keep the weights of the best evaluation; otherwise the last.")
     evals_per_epoch: int = Field(1, ge=1, description="Evaluations on the validation split per epoch.")
-    evaluate_train: bool = Field(False, description="Also measure the training split after each epoch (a curve of training accuracy).")
     evaluate_test: bool = Field(False, description="Also measure the test split after each epoch, for the curve only; it chooses nothing.")
     seed: int = Field(0, ge=0, description="Seed of initialisation, order and dropout.", json_schema_extra=_flag("--seed", group="Training"))
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to compute.",
@@ -200,7 +200,7 @@ class TrainConfig(_Section):
     token_budget: int | None = Field(None, ge=1, description="Tokens computed at once; forms micro-batches only.",
                                      json_schema_extra=_flag("--token-budget", group="Machine"))
     compile: Literal["auto", "yes", "no"] = Field("auto", description="torch.compile; auto: on a GPU for long runs.")
-    checkpoint_minutes: float = Field(5.0, ge=0, description="Rough time between checkpoints, turned into a number of steps before step 1.")
+    checkpoint_minutes: float = Field(5.0, ge=0, description="Time between checkpoints; saving changes nothing about the result.")
     checkpoint_steps: int | None = Field(None, ge=1, description="Steps between checkpoints, instead of minutes.")
 
 
@@ -259,13 +259,15 @@ def parse_setting(setting: str) -> dict[str, Any]:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
-    nested: dict[str, Any] = {}
-    inner = nested
-    *sections, name = key.strip().split(".")
-    for section in sections:
-        inner = inner.setdefault(section, {})
-    inner[name] = value
-    return nested
+    return nested(key.strip(), value)
+
+
+def nested(name: str, value: Any) -> dict[str, Any]:
+    """`nested("train.lr", 1e-4)` is `{"train": {"lr": 1e-4}}`."""
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    result: dict[str, Any] = value
+    return result
 
 
 def _merge(base: dict[str, Any], values: dict[str, Any], place: str, path: str = "") -> None:

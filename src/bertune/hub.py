@@ -36,8 +36,12 @@ ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar")
 # The book's published files, see model/d2l.py.
 D2L_FILES = ("pretrained.params", "vocab.json")
 
+# A folder's weights: one file, or an index and its shards; in order of preference.
+WEIGHT_NAMES = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
+
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_SHARD = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,10 @@ def resolve(name: str | Path, *, revision: str | None = None, offline: bool = Fa
     Raises ModelError, whose text says what to put where, when the files cannot be had.
     """
     text = str(name).strip()
-    path = Path(text).expanduser()
     if not text:
         raise ModelError(f"The model name is empty; expected a path, owner/name or a preset: {listed(PRESETS)}.")
-    if _exists(path):
+    path = _existing(text)
+    if path is not None:
         if revision is not None:
             raise ModelError(f"{text} is a local path, and a revision belongs to a hub name. Leave out --revision.")
         return _local(path)
@@ -162,14 +166,12 @@ def weight_files(names: Collection[str]) -> list[str]:
 
     One file, or an index and its shards; safetensors are preferred to pytorch_model.bin.
     """
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        if f"{stem}.{suffix}" in names:
-            return [f"{stem}.{suffix}"]
-        index = f"{stem}.{suffix}.index.json"
-        if index in names:
-            shards = (name for name in names if (found := _SHARD.fullmatch(name)) and found.groups() == (stem, suffix))
-            return [index, *sorted(shards)]
-    return []
+    first = next((name for name in WEIGHT_NAMES if name in names), None)
+    if first is None or not first.endswith(".index.json"):
+        return [] if first is None else [first]
+    stem, _, ending = first.removesuffix(".index.json").rpartition(".")
+    shard = re.compile(rf"{stem}-\d+-of-\d+\.{ending}")
+    return [first, *sorted(name for name in names if shard.fullmatch(name))]
 
 
 def is_published_d2l(folder: Path) -> bool:
@@ -350,11 +352,12 @@ def _similar(repo: str) -> str:
     return nearest(repo, [known.repo for known in PRESETS.values() if known.repo]) or "."
 
 
-def _exists(path: Path) -> bool:
+def _existing(text: str) -> Path | None:
     try:
-        return path.exists()
-    except (OSError, ValueError):  # too long for a path, for example
-        return False
+        path = Path(text).expanduser()
+        return path if path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long for a path; the home of nobody
+        return None
 
 
 def _is_offline(offline: bool) -> bool:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 # Parquet is cut at this many rows at least, since every cut opens a row group again.
 _PARQUET_ROWS = 65_536
-# JSON lines up to this size stay in memory after the look at all rows; longer files are parsed a second time.
-_KEPT_CHARACTERS = 50_000_000
+# JSON lines up to this size stay in memory after the look at all rows; larger files are parsed a second time.
+_KEPT_CHARACTERS, _KEPT_ROWS = 50_000_000, 100_000
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def _row_error(source: Source, plan: Plan, row: list[str], number: int) -> DataE
             return error
     quoting = "literal if quotes belong to the texts" if plan.quoted else "quoted if quotes enclose cells"
     return DataError(
-        f"{place}: has {len(row)} cells where {len(plan.columns)} are expected ({listed(plan.columns)}); "
+        f"{place}: has {len(row)} cell{'' if len(row) == 1 else 's'} where {len(plan.columns)} are expected "
+        f"({listed(plan.columns)}); "
         f"it begins '{_start(row[0])}'. Fix the row, or pass --quoting {quoting}."
     )
 
@@ -247,7 +248,7 @@ def _json_reader(source: Source, plan: Plan) -> Reader:
     for row, length in _json_rows(source, plan, pairs=unique):
         number += 1
         characters += length
-        if characters <= _KEPT_CHARACTERS:
+        if characters <= _KEPT_CHARACTERS and number <= _KEPT_ROWS:
             kept.append(row)
         else:
             kept.clear()
@@ -290,11 +291,14 @@ def _polars_errors(source: Source, plan: Plan) -> Iterator[None]:
 def plain_types(table: pl.LazyFrame) -> pl.LazyFrame:
     """Categories become their text, fixed-size arrays lists; other types stay."""
     import polars as pl
+    import polars.selectors as cs
 
     schema = table.collect_schema()
-    plain = [pl.col(name).cast(pl.String) for name, kind in schema.items() if kind in (pl.Categorical, pl.Enum)]
-    plain += [pl.col(name).arr.to_list() for name, kind in schema.items() if isinstance(kind, pl.Array)]
-    return table.with_columns(plain) if plain else table
+    categories = [name for name, kind in schema.items() if kind in (pl.Categorical, pl.Enum)]
+    arrays = [name for name, kind in schema.items() if isinstance(kind, pl.Array)]
+    if categories or arrays:  # names as such: pl.col would take '*' and '^a.*$' as patterns
+        return table.with_columns(cs.by_name(categories).cast(pl.String), cs.by_name(arrays).as_expr().arr.to_list())
+    return table
 
 
 def _binary_reader(source: Source, plan: Plan) -> Reader:

@@ -70,7 +70,7 @@ class Table:
         """The cells of a column as Python values (None: missing); a `DataError` where there is no such column."""
         if name not in self.frame.columns:
             raise DataError(self._no_column(name))
-        return self.frame[name].to_list()
+        return self.frame.get_column(name).to_list()
 
     def place(self, row: int) -> str:
         """`train.csv row 812`, for messages about row `row` (counted from 0) of this table."""
@@ -131,6 +131,8 @@ def read_chunks(
     options = options or ReadConfig()
     if rows < 1:
         raise ConfigError(f"rows: a chunk has at least 1 row, not {rows}.")
+    import polars as pl
+
     if isinstance(source, Table):
         for start in range(0, len(source), rows):
             yield source.take(np.arange(start, min(start + rows, len(source))))
@@ -153,7 +155,8 @@ def read_chunks(
                 continue
             if held is not None:
                 yield held
-            frame = frame.select(schema.names()).cast(schema)
+            if frame.schema != schema:
+                frame = pl.DataFrame({name: frame.get_column(name).cast(kind) for name, kind in schema.items()})
             if not kept.all():
                 frame, numbers = frame.filter(kept), numbers[kept]
             held = Table(frame, files=files, file_index=np.full(len(numbers), index, np.int32), row_numbers=numbers)
@@ -274,7 +277,7 @@ def _kept(frame: pl.DataFrame, file: str, marks: Mapping[str, Sequence[str]], dr
     for column, values in marks.items():
         if frame.schema[column].is_nested():
             raise ConfigError(f"--drop-label: column '{column}' of {file} holds lists, not single values.")
-        cells = frame[column].cast(pl.String)
+        cells = frame.get_column(column).cast(pl.String)
         for value in values:
             hit = (cells == value).fill_null(False).to_numpy() & kept
             dropped[file, column, value] += int(hit.sum())

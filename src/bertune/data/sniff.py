@@ -32,6 +32,7 @@ TREC_LINE = re.compile(r"([A-Z]+):(\w+) (.*)", re.DOTALL)
 # The first size decides nearly always; the second is for files whose first rows are longer than that.
 _SAMPLE_BYTES = (2**20, 2**26)
 _SAMPLE_ROWS = 200
+_CONTENT = 100_000  # characters that tell the format where the name does not
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -66,7 +67,7 @@ def _plan(source: Source, options: ReadConfig, start: bytes, *, complete: bool) 
         raise DataError(f"{source.name}: the file is empty.")
     encoding = _encoding(options, start)
     sample = codecs.getincrementaldecoder(encoding)("surrogateescape").decode(start, final=complete).replace("\0", NUL)
-    kind = _format(source, options, start, sample)
+    kind = _format(source, options, start, sample, complete=complete)
     if kind in ("parquet", "arrow"):
         return Plan(kind)
     if not sample.strip("\ufeff \t\r\n"):
@@ -88,7 +89,7 @@ def _encoding(options: ReadConfig, start: bytes) -> str:
     return "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
-def _format(source: Source, options: ReadConfig, start: bytes, sample: str) -> str:
+def _format(source: Source, options: ReadConfig, start: bytes, sample: str, *, complete: bool) -> str:
     if options.layout == "trec":
         return "trec"
     if options.format != "auto":
@@ -101,13 +102,14 @@ def _format(source: Source, options: ReadConfig, start: bytes, sample: str) -> s
         return "arrow"
     if sample.lstrip()[:1] == "{":
         return "jsonl"
-    lines = [line for line in _LINE_END.split(sample[:100_000]) if line.strip()][:50]
+    complete = complete and len(sample) <= _CONTENT
+    lines = [line for line in _LINE_END.split(sample[:_CONTENT]) if line.strip()][:50]
     if lines and all(TREC_LINE.match(line) for line in lines[:20]):
         return "trec"
     tabs = [line.count("\t") for line in lines]
     if lines and tabs[0] > 0 and tabs.count(tabs[0]) > len(tabs) / 2:
         return "tsv"
-    rows = _rows(sample[:100_000], ",", quoted=True, complete=False)
+    rows = _rows(sample[:_CONTENT], ",", quoted=True, complete=complete)
     if len(rows) >= 3 and len(rows[0]) > 1 and len({len(row) for row in rows}) == 1:
         return "csv"
     if source.suffix in (".txt", ".text") and NUL not in sample:
@@ -180,7 +182,6 @@ def cell_limit(characters: int) -> Iterator[None]:
 
 _ENCLOSED = re.compile(r'"[^"]*(?:""[^"]*)*"(?!")')
 _CELL = re.compile(rf'({_ENCLOSED.pattern}|[^"\t\r\n]*)(\t|\r\n|\r|\n|\Z)')
-_NEEDS_QUOTES = re.compile(r'[\t\r\n]|""')
 
 
 def consistently_quoted(sample: str, *, complete: bool) -> bool:
@@ -188,7 +189,7 @@ def consistently_quoted(sample: str, *, complete: bool) -> bool:
 
     Yes where every quote in the sample belongs to an enclosed cell with its inner quotes doubled, there is such a cell
     below the header, and in every column either all cells that are not empty are enclosed, or only those that must be
-    (they hold a tab, a line end or a quote).
+    (they are empty, or hold a tab, a line end or a quote).
     """
     if '"' not in sample:
         return False
@@ -215,9 +216,14 @@ def consistently_quoted(sample: str, *, complete: bool) -> bool:
     filled = [[value for value in column if value] for column in columns.values()]
     enclosed = [[value for value in column if value[0] == '"'] for column in filled]
     return any(enclosed) and all(
-        len(inside) == len(column) or all(_NEEDS_QUOTES.search(value, 1, len(value) - 1) for value in inside)
+        len(inside) == len(column) or all(_needs_quotes(value) for value in inside)
         for column, inside in zip(filled, enclosed, strict=True)
     )
+
+
+def _needs_quotes(enclosed: str) -> bool:
+    """Whether a writer that encloses only what it must would have enclosed this cell."""
+    return enclosed == '""' or re.search(r'[\t\r\n]|""', enclosed[1:-1]) is not None
 
 
 def _has_header(rows: list[list[str]], options: ReadConfig) -> bool:

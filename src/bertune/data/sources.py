@@ -107,7 +107,7 @@ def check_encoding(encoding: str) -> str:
     """The name to decode with: UTF-8 loses its byte order mark; a name that Python does not know is an error."""
     try:
         name = codecs.lookup(encoding).name
-        b"".decode(name)
+        b"a".decode(name, "ignore")
     except (LookupError, UnicodeError):
         raise ConfigError(
             f"--encoding: '{encoding}' is not a text encoding; use utf-8, latin-1, cp1252, gb18030, utf-16 or the like."
@@ -120,7 +120,7 @@ def check_text(text: str, place: str, encoding: str) -> None:
     found = None if text.isascii() else BAD.search(text)
     if found is None:
         return
-    around = BAD.sub("?", text[max(0, found.start() - 20) : found.end() + 20])
+    around = " ".join(BAD.sub("?", text[max(0, found.start() - 20) : found.end() + 20]).split())
     if found[0] == NUL:
         raise DataError(f"{place}: a NUL byte in '{around}'. Remove it, or pass --encoding utf-16 if the file is that.")
     name = encoding.removesuffix("-sig")

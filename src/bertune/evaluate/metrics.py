@@ -240,12 +240,12 @@ def _label_rows(labels: Sequence[str], hits: Array, calls: Array, support: Array
 
 
 def result_table(results: Mapping[str, Mapping[str, Any]], kind: str) -> list[list[str]]:
-    """Rows for `format_table` from metrics by split name: a header, the number of rows, then a metric a row."""
-    table = [["", *results], ["rows", *(f"{found['rows']:,}" for found in results.values())]]
-    for name, metric in METRICS.items():
-        if kind in metric.kinds:
-            table.append([name, *(shown(found[name]) for found in results.values())])
-    return table
+    """Rows for `format_table` from metrics by split name: a header, the number of rows, then a metric a row.
+
+    What a split has not been measured for is '-'.
+    """
+    names = ["rows", *(name for name, metric in METRICS.items() if kind in metric.kinds)]
+    return [["", *results], *([name, *(shown(found.get(name)) for found in results.values())] for name in names)]
 
 
 def label_table(metrics: Mapping[str, Any]) -> list[list[str]]:

@@ -93,7 +93,7 @@ def _checked(path: Path, members: Iterator[tuple[str, int]]) -> dict[str, int]:
             raise ModelError(f"{path}: '{name}' points outside the archive; such an archive is not opened.")
         if name in sizes:
             raise ModelError(f"{path}: '{name}' is in the archive twice, so its content is not certain.")
-        if not name.startswith("__MACOSX/") and parts[-1] not in _IGNORED:
+        if not name.startswith("__MACOSX/") and PurePosixPath(name).name not in _IGNORED:
             sizes[name] = size
     if sum(sizes.values()) > LARGEST:
         raise ModelError(f"{path} unpacks to {sum(sizes.values()):,} bytes; at most {LARGEST:,} are accepted.")

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from bertune.errors import BertuneError, ModelError
 from bertune.files import is_disk_full, sync, temporary_path, write_json
-from bertune.hub import CONFIG, D2L_FILES, TOKENIZER_FILES, Source, resolve, weight_files
+from bertune.hub import CONFIG, D2L_FILES, TOKENIZER_FILES, WEIGHT_NAMES, Source, resolve, weight_files
 from bertune.model.archive import Archive, open_archive
 from bertune.model.d2l import config_of, read_published
 from bertune.model.weights import SAFETENSORS, read_weights, write_weights
@@ -136,7 +136,9 @@ def _convert_archive(path: Path, out: Path, *, heads: int | None, overwrite: boo
 
 def _unpack(archive: Archive, out: Path, *, overwrite: bool) -> list[str]:
     """The known files of the model folder inside `archive`, converted."""
-    root = archive.folder_of(CONFIG)
+    # Of several folders with a config.json (sentence-transformers has one for pooling) the one with weights counts.
+    roots = (archive.folder_of(CONFIG, name) for name in WEIGHT_NAMES)
+    root = next((root for root in roots if root is not None), None)
     inside = {} if root is None else {name.removeprefix(root): name for name in archive.sizes if name.startswith(root)}
     inside = {short: name for short, name in inside.items() if PurePosixPath(short).name == short}
     weights = weight_files(inside)

@@ -12,11 +12,12 @@ import numpy as np
 import bertune
 from bertune.bundle import BaseModelInfo, Bundle, HeadSpec, write_bundle
 from bertune.data.tokens import Tokenizer
-from bertune.evaluate.card import model_card
+from bertune.evaluate.card import CardInfo, model_card
 from bertune.evaluate.curves import plot_curves
 from bertune.evaluate.metrics import evaluate, probabilities
 from bertune.files import atomic_path, sha256_of, write_atomic, write_json
 from bertune.hub import Source
+from bertune.presets import PRESETS
 from bertune.model.load import opens_in_transformers, read_source, save_model
 from bertune.model.machine import peak_memory
 from bertune.ship.predict import Predictor
@@ -52,7 +53,7 @@ def finish(
     for name in ("valid", "test"):
         if name in fit.prepared.splits:
             metrics[name] = judge(predictor, fit.prepared.splits[name], out / "run" / f"predictions-{name}.parquet")
-    write_atomic(out / "README.md", model_card(bundle, metrics, card_facts(fit)))
+    write_atomic(out / "README.md", model_card(card_info(fit, bundle, base, metrics, out)))
     plot_curves(progress.history, out / "run" / "curves.png", metric=metric)
     write_json(out / "run" / "metrics.json", metrics)
     checkpoint.remove(fit.folder)
@@ -106,16 +107,29 @@ def base_model(name: str, revision: str | None, base: Source, folder: Path) -> B
     )
 
 
-def card_facts(fit: Fit) -> dict[str, Any]:
-    """What the model card says beyond bundle and metrics."""
-    config, splits = fit.config, fit.prepared.splits
-    files = {name: [Path(file).name for file in split.table.files] for name, split in splits.items()}
-    truncation = fit.prepared.train.tokens.truncation()
-    return {
-        "files": files, "rows": {name: len(split) for name, split in splits.items()}, "rule": fit.prepared.rule,
-        "plan": fit.plan.to_dict(), "machine": fit.machine.to_dict(), "config": config.model_dump(mode="json"),
-        "truncation": truncation.sentence(),
+def card_info(fit: Fit, bundle: Bundle, base: Source, metrics: dict[str, Any], out: Path) -> CardInfo:
+    """What the model card says."""
+    config, splits, plan = fit.config, fit.prepared.splits, fit.plan
+    files = [file for split in splits.values() for file in split.table.files]
+    preset = PRESETS.get(config.model.name)
+    settings = {
+        "epochs": plan.epochs, "batch size": plan.batch_size, "lr": plan.lr, "schedule": config.train.schedule,
+        "warm-up": config.train.warmup, "optimizer": config.train.optimizer, "weight decay": config.train.weight_decay,
+        "pooling": bundle.head.pooling, "head": bundle.head.kind, "label prior": config.train.label_prior,
+        "loss": config.train.loss, "frozen": config.model.freeze, "seed": config.train.seed,
+        "precision": fit.machine.precision,
     }
+    return CardInfo(
+        name=out.resolve().name, version=bertune.__version__, task=fit.prepared.task, files=list(dict.fromkeys(files)),
+        split_rows={name: len(split) for name, split in splits.items()}, split_rule=fit.prepared.rule,
+        results={name: metrics[name] for name in ("valid", "test") if name in metrics}, settings=settings,
+        max_length=bundle.max_length, truncation=bundle.truncation,
+        opens_in_transformers=bundle.opens_in_transformers, base_title=base.title or bundle.base_model.name,
+        base_repo=preset.repo if preset else bundle.base_model.name if base.kind == "hub" else None,
+        base_licence=bundle.base_model.licence, base_note=base.note,
+        base_languages=preset.languages if preset else None,
+        remarks=[fit.prepared.train.tokens.truncation().sentence()],
+    )
 
 
 def read_metrics(out: Path) -> dict[str, Any]:

@@ -97,7 +97,8 @@ def read_splits(source: Any, data: DataConfig, say: Say) -> Prepared:
 def _fractions(data: DataConfig) -> dict[str, float | None]:
     """The share of the main table that each split takes."""
     if data.valid is None and data.test is None:
-        return {"valid": 0.1, "test": 0.1}
+        share = 0.1 if data.hold_out else None
+        return {"valid": share, "test": share}
     return {
         "valid": data.valid if isinstance(data.valid, float) else None,
         "test": data.test if isinstance(data.test, float) else None,
@@ -107,7 +108,7 @@ def _fractions(data: DataConfig) -> dict[str, float | None]:
 def _rule(data: DataConfig, fractions: dict[str, float | None], task: Task) -> str:
     drawn = {name: share for name, share in fractions.items() if share}
     if not drawn:
-        return "files as given"
+        return "files as given" if data.valid or data.test else "all rows train"
     train = round(100 * (1 - sum(drawn.values())))
     shares = "/".join([f"{train}", *(f"{round(100 * share)}" for share in drawn.values())])
     how = f"grouped by {data.group}" if data.group else "stratified" if task.kind == "single" else "iteratively stratified"

@@ -63,6 +63,8 @@ def run(
         return Result(out, Bundle.read(out).task, read_metrics(out))
 
     folder, base = open_source(config.model.name, revision=config.model.revision)
+    if overwrite and folder.resolve() == out.resolve():
+        raise ConfigError(f"--model and --out are both {out}: --overwrite would delete the model. Choose another --out.")
     encoder = read_config(folder)
     tokenizer = Tokenizer.load(folder)
     check_fit(tokenizer, encoder, folder)

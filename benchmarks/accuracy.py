@@ -1,0 +1,356 @@
+"""Accuracy beside transformers' Trainer and TF-IDF, on the same rows, with the same encoder, over several seeds.
+
+    python benchmarks/accuracy.py --data ../shared/data --out results/accuracy      # trains what is not there yet
+    python benchmarks/accuracy.py --out results/accuracy --table                    # Markdown of what is there
+
+Each cell (data set, side, seed) is a JSON file under --out and is made once, in a process of its own; stop at any time
+and run again. Sides: `ours` (the defaults), `recipe` (recipes/<set>-mini.yaml, where there is one), `trainer`
+(transformers in bf16 with ours' epochs, batch, learning rate and choice of the best epoch), `tfidf`, and any --variant
+NAME=FILE.yaml. Differences are paired: the same rows, and seed by seed; their intervals resample rows and seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workers import ROOT, machine
+
+sys.path.insert(0, str(ROOT / "src"))
+
+if TYPE_CHECKING:
+    from bertune.config import Config
+    from bertune.train.prepare import Prepared
+
+SHOWN = {
+    "snli": ("accuracy", "macro_f1", "mcc", "log_loss"),
+    "papers": ("micro_f1", "macro_f1", "subset_accuracy", "roc_auc_macro", "hamming_loss"),
+}
+COMPARED = {"snli": ("accuracy", "macro_f1"), "papers": ("micro_f1", "macro_f1", "subset_accuracy")}
+DRAWS = 2000
+
+
+def main() -> None:
+    options = _options()
+    if options.table:
+        print(table(options.out, options.sets))
+        return
+    sides = [*options.sides, *options.variants]
+    for name in options.sets:
+        for seed in options.seeds:
+            for side in sides:
+                wanted = side != "tfidf" or seed == options.seeds[0]  # it has no seed
+                if wanted and (side != "recipe" or _recipe(name).is_file()):
+                    _run_cell(name, side, seed, options)
+    print(table(options.out, options.sets))
+
+
+def _run_cell(name: str, side: str, seed: int, options: argparse.Namespace) -> None:
+    path = options.out / f"{name}-{side}-{seed}.json"
+    if path.exists():
+        return
+    print(f"{name}, {side}, seed {seed}", file=sys.stderr, flush=True)
+    command = [sys.executable, __file__, "--data", options.data, "--out", options.out, "--cell", name, side, seed]
+    if side in options.variants:
+        command += ["--variant", f"{side}={options.variants[side]}"]
+    if options.model:
+        command += ["--model", options.model]
+    done = subprocess.run([str(part) for part in command], check=False)
+    if done.returncode:
+        sys.exit(f"{name}, {side}, seed {seed}: ended with {done.returncode}")
+
+
+def cell(name: str, side: str, seed: int, options: argparse.Namespace) -> None:
+    """Train one side once and write its JSON, with logits and targets of valid and test beside it."""
+    from bertune.evaluate.metrics import evaluate
+
+    begin = time.perf_counter()
+    make = {"trainer": _trainer, "tfidf": _tfidf}.get(side, _ours)
+    labels, parts, settings = make(name, side, seed, options)
+    kind = "single" if next(iter(parts.values()))[1].ndim == 1 else "multi"
+    metrics = {part: evaluate(kind, labels, logits, targets) for part, (logits, targets) in parts.items()}
+    record = {
+        "set": name, "side": side, "seed": seed, "kind": kind, "labels": labels, "seconds": time.perf_counter() - begin,
+        "settings": settings, "metrics": metrics, "machine": machine(),
+    }
+    stem = options.out / f"{name}-{side}-{seed}"
+    arrays = {f"{part}_logits": logits for part, (logits, _) in parts.items()}
+    np.savez(stem.with_suffix(".npz"), **arrays, **{f"{part}_targets": targets for part, (_, targets) in parts.items()})
+    stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+Made = tuple[list[str], dict[str, tuple[np.ndarray, np.ndarray]], dict[str, Any]]  # labels, (logits, targets), settings
+
+
+def _ours(name: str, side: str, seed: int, options: argparse.Namespace) -> Made:
+    import polars as pl
+
+    import bertune
+
+    config = _config(name, side, options)
+    out = options.out / "runs" / f"{name}-{side}-{seed}"
+    result = bertune.train(config.data.files, out=out, config=config, seed=seed, resume=True)
+    labels = sorted(result.task.labels)
+    parts = {}
+    for part in ("valid", "test"):
+        frame = pl.read_parquet(out / "run" / f"predictions-{part}.parquet")
+        logits = frame.select([f"logit:{label}" for label in labels]).to_numpy().astype(np.float32)
+        truth = frame["label"].to_list()
+        if result.task.kind == "single":
+            targets = np.array([labels.index(label) for label in truth])
+        else:
+            targets = np.array([[float(label in row) for label in labels] for row in truth], np.float32)
+        parts[part] = (logits, targets)
+    train = {key: result.metrics["train"].get(key) for key in ("epochs", "seconds", "examples_per_second")}
+    return labels, parts, {"config": config.model_dump(mode="json"), "train": train}
+
+
+def _trainer(name: str, side: str, seed: int, options: argparse.Namespace) -> Made:
+    """transformers' Trainer at its best: bf16, grouped by length; otherwise the same, the choice of the epoch too."""
+    import tempfile
+
+    from transformers import AutoTokenizer, DataCollatorWithPadding, EvalPrediction, Trainer, TrainingArguments
+
+    from bertune.evaluate.metrics import check_metric, evaluate
+    from bertune.model.load import read_config
+    from bertune.model.source import open_source
+    from bertune.train.settle import settle
+    from sides import features, transformers_model
+
+    config, prepared = _prepared(name, options)
+    folder, _ = open_source(config.model.name)
+    plan = settle(config.train, rows=len(prepared.train), encoder=read_config(folder))
+    kind, labels = prepared.task.kind, list(prepared.task.labels)
+    parts = {part: _part(split) for part, split in prepared.splits.items()}
+    metric = check_metric(config.train.metric, kind)
+
+    def measure(seen: EvalPrediction) -> dict[str, float]:
+        targets = seen.label_ids if kind == "multi" else seen.label_ids.astype(np.int64)
+        return {metric: evaluate(kind, labels, np.asarray(seen.predictions, np.float32), targets)[metric]}
+
+    with tempfile.TemporaryDirectory() as temporary:
+        arguments = TrainingArguments(
+            output_dir=temporary, num_train_epochs=plan.epochs, per_device_train_batch_size=plan.batch_size,
+            learning_rate=plan.lr, warmup_steps=config.train.warmup, weight_decay=config.train.weight_decay,
+            bf16=True, use_cpu=True, train_sampling_strategy="group_by_length", seed=seed, report_to="none",
+            eval_strategy="epoch", save_strategy="epoch", save_total_limit=1, save_only_model=True,
+            load_best_model_at_end=True, metric_for_best_model=metric, per_device_eval_batch_size=64, disable_tqdm=True,
+        )
+        trainer = Trainer(
+            model_init=lambda: transformers_model(str(folder), parts["train"], seed=seed), args=arguments,
+            train_dataset=features(parts["train"]), eval_dataset=features(parts["valid"]), compute_metrics=measure,
+            data_collator=DataCollatorWithPadding(AutoTokenizer.from_pretrained(folder)),
+        )
+        trainer.train()
+        logits = {part: trainer.predict(features(parts[part])).predictions for part in ("valid", "test")}
+    settings = {"epochs": plan.epochs, "batch_size": plan.batch_size, "lr": plan.lr, "metric": metric}
+    return _sorted(labels, {part: (logits[part], parts[part].targets) for part in logits}, settings)
+
+
+def _tfidf(name: str, side: str, seed: int, options: argparse.Namespace) -> Made:
+    from bertune.data.tasks import rows_of
+    from bertune.evaluate.baseline import tfidf_logits
+
+    _, prepared = _prepared(name, options)
+    task = prepared.task
+    texts: dict[str, Any] = {}
+    for part, split in prepared.splits.items():
+        rows = rows_of(task, split.table, allow_empty=True)
+        first = [" ".join(cells) for cells in zip(*rows.first, strict=True)]
+        second = [" ".join(cells) for cells in zip(*(rows.second or ()), strict=True)]
+        texts[part] = list(zip(first, second, strict=True)) if task.is_pair else first
+    parts = {}
+    for part in ("valid", "test"):
+        train = prepared.splits["train"]
+        logits = tfidf_logits(texts["train"], train.targets, texts[part], task.kind, len(task.labels))
+        parts[part] = (logits, prepared.splits[part].targets)
+    return _sorted(list(task.labels), parts, {})
+
+
+def _config(name: str, side: str, options: argparse.Namespace) -> Config:
+    """The configuration of one of our sides, with the data set's files and columns in it."""
+    from bertune.config import Config
+
+    file = _recipe(name) if side == "recipe" else options.variants.get(side)
+    base = Config.load(file) if file else Config()
+    folder = options.data / name
+    data: dict[str, Any] = {"files": [str(folder / {"snli": "train_subset.tsv", "papers": "papers.csv"}[name])]}
+    if name == "snli":
+        data |= {"valid": str(folder / "dev.tsv"), "test": str(folder / "test.tsv")}
+    if base.data.layout == "auto" and not base.data.text:
+        snli = {"text": ["sentence1"], "text_pair": ["sentence2"], "label": ["gold_label"]}
+        data |= snli if name == "snli" else {"text": ["TITLE", "ABSTRACT"]}
+    given: dict[str, Any] = {"data": data}
+    if options.model:
+        given["model"] = {"name": str(options.model)}
+    return base.updated(given)
+
+
+def _prepared(name: str, options: argparse.Namespace) -> tuple[Config, Prepared]:
+    """The splits and tokens that `ours` trains on."""
+    from bertune.data.tokens import Tokenizer
+    from bertune.model.source import open_source
+    from bertune.train.prepare import read_splits, tokenize
+    from bertune.train.run import LONGEST
+
+    config = _config(name, "ours", options)
+    prepared = read_splits(None, config.data, lambda line: None)
+    tokenizer = Tokenizer.load(open_source(config.model.name)[0])
+    tokenize(prepared, tokenizer, max_length=LONGEST, truncation=config.model.truncation, say=lambda line: None)
+    return config, prepared
+
+
+def _part(split: Any) -> Any:
+    from corpora import Part
+
+    return Part(split.tokens.ids, split.tokens.types, split.tokens.offsets, split.targets)
+
+
+def _sorted(labels: list[str], parts: dict[str, tuple[np.ndarray, np.ndarray]], settings: dict[str, Any]) -> Made:
+    """Labels in alphabetical order, so that sides with different orders can be compared."""
+    order = sorted(range(len(labels)), key=labels.__getitem__)
+    place = np.argsort(order)
+    turned = {
+        part: (logits[:, order].astype(np.float32), place[targets] if targets.ndim == 1 else targets[:, order])
+        for part, (logits, targets) in parts.items()
+    }
+    return [labels[number] for number in order], turned, settings
+
+
+def table(out: Path, sets: list[str]) -> str:
+    """Markdown of all cells there are: mean ± standard deviation over seeds, then paired differences with intervals."""
+    lines: list[str] = []
+    for name in sets:
+        cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob(f"{name}-*.json"))]
+        sides: dict[str, list[dict[str, Any]]] = {}
+        for found in cells:
+            sides.setdefault(found["side"], []).append(found)
+        for part in ("valid", "test") if cells else ():
+            lines += ["", f"{name}, {'dev' if (name, part) == ('snli', 'valid') else part}", ""]
+            lines += ["| side | seeds | " + " | ".join(SHOWN[name]) + " |", "|---" * (len(SHOWN[name]) + 2) + "|"]
+            for side, runs in sides.items():
+                values = [[run["metrics"][part][metric] for run in runs] for metric in SHOWN[name]]
+                shown = [_mean_sd(column) for column in values]
+                lines.append(f"| {side} | {len(runs)} | " + " | ".join(shown) + " |")
+            lines += ["", *_differences(out, name, part, sides)]
+    return "\n".join(lines).strip() or f"{out} holds no results."
+
+
+def _mean_sd(values: list[float]) -> str:
+    spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{spread}"
+
+
+def _differences(out: Path, name: str, part: str, sides: dict[str, list[dict[str, Any]]]) -> list[str]:
+    rows = []
+    for side in sides:
+        for other in ("trainer", "tfidf"):
+            if side in ("trainer", "tfidf") or other not in sides:
+                continue
+            seeds = sorted({cell["seed"] for cell in sides[side]})
+            if other == "trainer":
+                seeds = [seed for seed in seeds if seed in {cell["seed"] for cell in sides[other]}]
+            if not seeds:
+                continue
+            kind = sides[side][0]["kind"]
+            ours = [_predicted(out, name, side, seed, part, kind) for seed in seeds]
+            known = [seed if other == "trainer" else sides[other][0]["seed"] for seed in seeds]
+            theirs = [_predicted(out, name, other, seed, part, kind) for seed in known]
+            for metric in COMPARED[name]:
+                difference, low, high = interval(metric, ours, theirs)
+                rows.append(f"| {side} - {other} | {metric} | {difference:+.4f} | {low:+.4f} to {high:+.4f} |")
+    return ["| paired difference | metric | mean | 95 % interval |", "|---|---|---|---|", *rows] if rows else []
+
+
+Predicted = tuple[np.ndarray, np.ndarray]  # bool [rows, labels]: what was said, what is true
+
+
+def _predicted(out: Path, name: str, side: str, seed: int, part: str, kind: str) -> Predicted:
+    from bertune.evaluate.metrics import decide
+
+    with np.load(out / f"{name}-{side}-{seed}.npz") as stored:
+        logits, targets = stored[f"{part}_logits"], stored[f"{part}_targets"]
+    said = decide(kind, logits)
+    if kind == "multi":
+        return said > 0.5, targets > 0.5
+    names = np.arange(logits.shape[1])
+    return said[:, None] == names, targets[:, None] == names
+
+
+def interval(metric: str, ours: list[Predicted], theirs: list[Predicted]) -> tuple[float, float, float]:
+    """Mean over seeds of ours - theirs, and the 95 % percentile interval under resampling of rows and of seeds."""
+    if any((a[1] != b[1]).any() for a, b in zip([*ours, *theirs], [*theirs, *ours], strict=True)):
+        sys.exit("two sides were measured on different rows")
+    random = np.random.default_rng(0)
+    rows, seeds = len(ours[0][0]), len(ours)
+    sides = [[_counts(metric, *one) for one in side] for side in (ours, theirs)]
+
+    def differences(weights: np.ndarray) -> np.ndarray:  # [draws, rows] -> [draws, seeds]
+        scores = [np.stack([_score(metric, weights @ counts) for counts in side], axis=1) for side in sides]
+        return np.asarray(scores[0] - scores[1])
+
+    drawn = []
+    for _ in range(0, DRAWS, 200):
+        weights = np.stack([np.bincount(random.integers(0, rows, rows), minlength=rows) for _ in range(200)])
+        found = differences(weights.astype(np.float64))
+        chosen = random.integers(0, seeds, found.shape)
+        drawn.append(np.take_along_axis(found, chosen, axis=1).mean(axis=1))
+    low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5])
+    return float(differences(np.ones((1, rows))).mean()), float(low), float(high)
+
+
+def _counts(metric: str, said: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """[rows, k]: what the metric sums over rows."""
+    if metric in ("accuracy", "subset_accuracy"):
+        return np.column_stack([(said == true).all(axis=1), np.ones(len(said))]).astype(np.float64)
+    parts = [said & true, said, true]
+    if metric == "micro_f1":
+        return np.column_stack([part.sum(axis=1) for part in parts]).astype(np.float64)
+    return np.hstack(parts).astype(np.float64)
+
+
+def _score(metric: str, sums: np.ndarray) -> np.ndarray:
+    """[draws, k] -> [draws]."""
+    if metric in ("accuracy", "subset_accuracy"):
+        return np.asarray(sums[:, 0] / sums[:, 1])
+    hits, said, true = np.split(sums, 3, axis=1)
+    return np.asarray((2 * hits / np.maximum(said + true, 1e-9)).mean(axis=1))
+
+
+def _recipe(name: str) -> Path:
+    return ROOT / "recipes" / f"{name}-mini.yaml"
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the data sets")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--sets", type=lambda text: text.split(","), default=["papers", "snli"])
+    parser.add_argument("--sides", type=lambda text: text.split(","), default=["ours", "recipe", "trainer", "tfidf"])
+    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--variant", action="append", default=[], metavar="NAME=FILE", help="one more configuration")
+    parser.add_argument("--model", type=Path, help="another encoder than the default")
+    parser.add_argument("--table", action="store_true", help="train nothing, only print")
+    parser.add_argument("--cell", nargs=3, metavar=("SET", "SIDE", "SEED"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.variants = dict(text.split("=", 1) for text in options.variant)
+    unknown = [name for name in options.sets if name not in SHOWN]
+    if unknown:
+        parser.error(f"--sets: {unknown[0]} is not one of {', '.join(SHOWN)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+if __name__ == "__main__":
+    chosen = _options()
+    if chosen.cell:
+        cell(chosen.cell[0], chosen.cell[1], int(chosen.cell[2]), chosen)
+    else:
+        main()

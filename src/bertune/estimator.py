@@ -1,0 +1,211 @@
+"""bertune.Classifier: the same training behind scikit-learn's fit, predict, predict_proba and score."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from bertune.config import Config, nested
+from bertune.data.rows import is_missing
+from bertune.errors import ConfigError, DataError
+from bertune.ship.predict import Predictor
+from bertune.train.run import run
+
+_FIRST, _SECOND, _LABEL = "text", "text_pair", "label"
+
+
+class Classifier(ClassifierMixin, BaseEstimator):
+    """Fine-tuned encoder as a scikit-learn classifier; works in `cross_val_score`, `GridSearchCV` and `Pipeline`.
+
+    X: texts (list, array, Series), pairs as tuples or an array [n, 2], or a pandas, polars or Arrow frame. y: one label
+    a row (of any type that numpy can sort), or 0/1 indicators [n, labels]; `predict` answers in kind.
+
+    text, text_pair: column names, for frames; by default every column is text of the first side. validation: share of
+    the rows that chooses the best epoch and is not trained on (None: all rows train, the last epoch counts).
+    settings: any other option by its dotted name, for example {"train.schedule": "cosine"}. out: folder for the
+    result; by default a temporary one that lives as long as the estimator.
+
+    After `fit`: classes_ (labels in the order of `predict_proba`), model_ (`Predictor`), metrics_ (of the run).
+    """
+
+    def __init__(
+        self, *, model: str = "mini", text: str | Sequence[str] | None = None,
+        text_pair: str | Sequence[str] | None = None, epochs: int | None = None, batch_size: int | None = None,
+        lr: float | None = None, max_length: int | None = None, pooling: str = "auto", head: str = "auto",
+        freeze: str = "none", validation: float | None = None, seed: int = 0,
+        settings: Mapping[str, Any] | None = None, out: str | Path | None = None,
+    ) -> None:
+        self.model = model
+        self.text = text
+        self.text_pair = text_pair
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.max_length = max_length
+        self.pooling = pooling
+        self.head = head
+        self.freeze = freeze
+        self.validation = validation
+        self.seed = seed
+        self.settings = settings
+        self.out = out
+
+    def fit(self, X: Any, y: Any) -> Classifier:
+        """Train; raises InputError for what cannot be used and TrainingError when training fails."""
+        columns, first, second = self._columns(X)
+        labels, names = self._labels(y, len(next(iter(columns.values()))))
+        taken = sorted(set(columns) & set(labels))
+        if taken:
+            raise DataError(f"X: the column name '{taken[0]}' is needed for the labels. Rename it.")
+        data = {
+            "text": first, "text_pair": second, "label": list(labels), "valid": self.validation,
+            "hold_out": False, "labels": names, "task": "multi" if self.multilabel_ else "single",
+        }
+        out = self._folder()
+        run(self._config(data), source={**columns, **labels}, out=out, overwrite=True)
+        self.n_features_in_ = len(columns)
+        self._open(out)
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Labels [n] as y had them, or 0/1 [n, labels] where y did."""
+        logits = self._logits(X)
+        if self.multilabel_:
+            return (logits >= 0).astype(np.int64)
+        return self.classes_[logits.argmax(axis=1)]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """float64 [n, labels], in the order of `classes_`."""
+        from bertune.evaluate.metrics import probabilities
+
+        return probabilities(self.model_.task.kind, self._logits(X))
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Logits [n, labels]; for two classes the difference [n], as scikit-learn's scorers expect."""
+        logits = self._logits(X)
+        two = not self.multilabel_ and logits.shape[1] == 2
+        return logits[:, 1] - logits[:, 0] if two else logits
+
+    def _logits(self, X: Any) -> np.ndarray:
+        check_is_fitted(self, "model_")
+        columns, first, second = self._columns(X)
+        from bertune.data.tasks import Rows
+
+        def side(names: list[str]) -> tuple[list[str], ...]:
+            return tuple(["" if is_missing(value) else str(value) for value in columns[name]] for name in names)
+
+        return self.model_.logits_of(Rows(side(first), side(second) if second else None))
+
+    def _config(self, data: dict[str, Any]) -> Config:
+        config = Config()
+        for name, value in (self.settings or {}).items():
+            config = config.updated(nested(name, value), place="settings")
+        model = {"name": str(self.model), "max_length": self.max_length, "pooling": self.pooling, "head": self.head,
+                 "freeze": str(self.freeze)}
+        train = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr, "seed": self.seed}
+        given = {"data": data, "model": model, "train": train}
+        chosen = {part: {k: v for k, v in values.items() if v is not None} for part, values in given.items()}
+        return config.updated(chosen, place="Classifier")
+
+    def _columns(self, X: Any) -> tuple[dict[str, Any], list[str], list[str]]:
+        """Columns of X by name, those of the first side, and those of the second."""
+        names = getattr(X, "columns", None)
+        if names is None and hasattr(X, "column_names"):
+            names = X.column_names
+        if names is not None:
+            columns = {str(name): _plain(X[name]) for name in names}
+            second = _names(self.text_pair)
+            first = _names(self.text) or [name for name in columns if name not in second]
+            for name in (*first, *second):
+                if name not in columns:
+                    raise ConfigError(f"X has no column '{name}'; its columns are {', '.join(columns)}.")
+            return {name: columns[name] for name in (*first, *second)}, first, second
+        rows = _plain(X)
+        if isinstance(rows, str) or not len(rows):
+            raise DataError("X: expected a list, array or frame of texts with at least one row.")
+        if isinstance(rows[0], str):
+            return {_FIRST: rows}, [_FIRST], []
+        widths = {len(row) if isinstance(row, list | tuple) else 0 for row in rows}
+        if widths == {1}:
+            return {_FIRST: [row[0] for row in rows]}, [_FIRST], []
+        if widths == {2}:
+            return {_FIRST: [row[0] for row in rows], _SECOND: [row[1] for row in rows]}, [_FIRST], [_SECOND]
+        raise DataError("X: expected one text a row, or a pair of texts; name the columns with a frame for more.")
+
+    def _labels(self, y: Any, count: int) -> tuple[dict[str, list[Any]], list[str]]:
+        """Label columns by name and label names in order; sets `classes_` and `multilabel_`."""
+        values = np.asarray(_plain(y)) if not hasattr(y, "toarray") else y.toarray()
+        if len(values) != count:
+            raise DataError(f"y has {len(values)} labels and X has {count} rows; they must be as many.")
+        self.multilabel_ = values.ndim == 2 and values.shape[1] > 1
+        if self.multilabel_:
+            given = getattr(y, "columns", None)
+            names = [str(name) for name in given] if given is not None else [f"label_{n}" for n in range(values.shape[1])]
+            self.classes_ = np.array(names, dtype=object) if given is not None else np.arange(values.shape[1])
+            return {name: values[:, place].tolist() for place, name in enumerate(names)}, names
+        values = values.reshape(count)
+        if any(is_missing(value) for value in values.tolist()):
+            raise DataError("y: some labels are missing. Leave those rows out.")
+        self.classes_, numbers = np.unique(values, return_inverse=True)
+        names = [str(name) for name in self.classes_.tolist()]
+        if len(set(names)) < len(names) or any(name != name.strip() or not name for name in names):
+            names = [f"class {number}" for number in range(len(names))]
+        return {_LABEL: [names[number] for number in numbers]}, names
+
+    def _folder(self) -> Path:
+        if self.out is not None:
+            return Path(self.out)
+        folder = Path(tempfile.mkdtemp(prefix="bertune-"))
+        self._finalizer = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return folder / "model"
+
+    def _open(self, folder: Path) -> None:
+        from bertune.train.finish import read_metrics
+
+        self.folder_ = folder
+        self.model_ = Predictor.load(folder)
+        self.metrics_ = read_metrics(folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The files of the model travel along, so that joblib can store a fitted estimator or send it to a worker."""
+        state = {name: value for name, value in super().__getstate__().items() if name not in ("model_", "_finalizer")}
+        if hasattr(self, "model_"):
+            state["folder_"] = {
+                path.relative_to(self.folder_).as_posix(): path.read_bytes()
+                for path in sorted(self.folder_.rglob("*")) if path.is_file()
+            }
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        files = state.pop("folder_", None)
+        super().__setstate__(state)
+        if isinstance(files, dict):
+            folder = Path(tempfile.mkdtemp(prefix="bertune-"))
+            self._finalizer = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            for name, content in files.items():
+                path = folder / "model" / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            self._open(folder / "model")
+
+
+def _names(names: str | Sequence[str] | None) -> list[str]:
+    return [] if names is None else [names] if isinstance(names, str) else list(names)
+
+
+def _plain(values: Any) -> Any:
+    """Lists of Python values from arrays, Series and Arrow columns."""
+    for method in ("to_list", "tolist", "to_pylist"):
+        if hasattr(values, method):
+            return getattr(values, method)()
+    if hasattr(values, "to_numpy"):
+        return values.to_numpy().tolist()
+    return list(values)

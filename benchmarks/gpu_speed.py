@@ -1,4 +1,4 @@
-"""Training speed on a GPU: BERT-base with random weights, on SNLI and IMDb lengths, beside transformers' Trainer in bf16.
+"""Training speed on a GPU: BERT-base with random weights beside transformers' Trainer in bf16, on SNLI and IMDb lengths.
 
     python benchmarks/gpu_speed.py --data ../shared/data --seconds 30 --json gpu_speed.json
 
@@ -33,8 +33,9 @@ def main() -> None:
 
     options = _options()
     if not torch.cuda.is_available():
-        sys.exit("No GPU that torch can use is here, so there is nothing to measure; benchmarks/train_speed.py is the one "
-                 "for processors.")
+        sys.exit(
+            "torch finds no GPU here, so there is nothing to measure; benchmarks/train_speed.py is for processors."
+        )
     device = torch.cuda.get_device_name()
     peak = options.peak_tflops or next((figure for name, figure in PEAKS.items() if name in device), None)
     if peak is None:

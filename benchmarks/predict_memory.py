@@ -26,10 +26,10 @@ from corpora import embedded_encoder
 from workers import ROOT, machine
 
 COMMAND = [sys.executable, "-c", "import sys; from bertune.cli import main; sys.exit(main())"]
-WORDS = (
-    "the a of and in over under between field model measure light dark galaxy market price protein cell graph theorem "
-    "proof network learning noise quantum particle wave energy matter random walk bound limit surface growth signal"
-).split()
+WORDS = [
+    "the", "a", "of", "and", "in", "over", "between", "field", "model", "light", "galaxy", "market", "price", "protein",
+    "cell", "graph", "theorem", "proof", "network", "noise", "quantum", "wave", "energy", "walk", "bound", "signal",
+]
 
 
 def main() -> None:
@@ -104,15 +104,17 @@ def _tiny_bundle(folder: Path) -> Path:
         writer.writerow(["text", "label"])
         for number in range(400):
             writer.writerow([" ".join(draw.choices(WORDS, k=8)), ("even", "odd")[number % 2]])
+    bundle = folder / "bundle"
     options = ["--text", "text", "--label", "label", "--model", str(encoder), "--epochs", "1", "--quiet"]
-    subprocess.run([*COMMAND, "train", str(folder / "train.csv"), *options, "--out", str(folder / "bundle")], check=True)
-    return folder / "bundle"
+    subprocess.run([*COMMAND, "train", str(folder / "train.csv"), *options, "--out", str(bundle)], check=True)
+    return bundle
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, help="result of bertune train on one text column named 'text'")
-    parser.add_argument("--rows", type=lambda text: [int(part) for part in text.split(",")], default=[100_000, 1_000_000])
+    counts = [100_000, 1_000_000]
+    parser.add_argument("--rows", type=lambda text: [int(part) for part in text.split(",")], default=counts)
     parser.add_argument("--json", type=Path, help="file for the result (default: standard output)")
     return parser.parse_args()
 

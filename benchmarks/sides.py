@@ -91,9 +91,9 @@ def ours(spec: dict[str, Any], pacer: Pacer) -> None:
     from bertune.model.load import load_model, read_config
     from bertune.model.losses import make_loss
     from bertune.model.machine import choose_machine
-    from bertune.train.loop import Course, training_steps
-    from bertune.train.optim import Optimizer
-    from bertune.train.settle import default_batch_size
+    from bertune.training.loop import Course, training_steps
+    from bertune.training.optim import Optimizer
+    from bertune.training.settle import default_batch_size
 
     train, valid = load(spec["rows"])
     config = TrainConfig(

@@ -8,11 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from d2l_archive import WORDS, make_archive, plain_forward
 from safetensors.torch import load_file
-from tiny_models import (
-    CASES, batch_of, hidden_of, loaded, logits_of, own_head, padded, random_rows, scrambled, tiny, types_of,
-)  # fmt: skip
 
 from bertune.errors import ModelError
 from bertune.model.attention import _Grouped, plan_attention
@@ -20,6 +16,20 @@ from bertune.model.encoder import EncoderConfig, Norm, _DropAddNorm
 from bertune.model.load import load_model, read_source, save_model
 from bertune.model.noise import Noise
 from bertune.model.source import convert
+from d2l_archive import WORDS, make_archive, plain_forward
+from tiny_models import (
+    CASES,
+    batch_of,
+    hidden_of,
+    loaded,
+    logits_of,
+    own_head,
+    padded,
+    random_rows,
+    scrambled,
+    tiny,
+    types_of,
+)  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LENGTHS = [60, 57, 31, 12, 3, 1]

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import CASES, batch_of, loaded, own_head, random_rows, scrambled, tiny
 from torch import nn
 
 from bertune.model.encoder import EncoderConfig, inputs_of
 from bertune.model.heads import Head, HeadConfig, decide_head, pool
 from bertune.model.noise import Noise
+from tiny_models import CASES, batch_of, loaded, own_head, random_rows, scrambled, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -42,11 +42,18 @@ def test_pooling_of_bf16_states_is_fp32(pooling: str) -> None:
     assert pool(STATES.bfloat16(), INPUTS, pooling).dtype == torch.float32  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "max"])
-def test_the_gradient_of_pooling_is_right(pooling: str) -> None:
+@pytest.mark.parametrize(
+    ("pooling", "expected"),
+    [
+        ("cls", [[1, 1], [0, 0], [0, 0], [1, 1], [1, 1], [0, 0]]),
+        ("mean", [[1 / 3, 1 / 3]] * 3 + [[1, 1]] + [[1 / 2, 1 / 2]] * 2),
+        ("max", [[0, 1], [0, 0], [1, 0], [1, 1], [0, 0], [1, 1]]),
+    ],
+)
+def test_the_gradient_of_pooling_reaches_the_tokens_it_read(pooling: str, expected: list[list[float]]) -> None:
     states = STATES.clone().requires_grad_()
     pool(states, INPUTS, pooling).sum().backward()  # type: ignore[arg-type]
-    assert torch.equal(states.grad.sum(), torch.tensor(6.0))  # one for each of 3 rows and 2 columns
+    assert torch.allclose(states.grad, torch.tensor(expected, dtype=torch.float32))
 
 
 def test_the_linear_head_is_one_linear_layer_over_the_pooled_states() -> None:

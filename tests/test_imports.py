@@ -13,10 +13,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "bertune"
 # Highest first; a module imports from its own row or from rows below it.
 LAYERS = (
     ("__init__", "__main__"),
-    ("cli",),
+    ("cli", "commands", "progress"),
     ("estimator",),
     ("api",),
-    ("train",),
+    ("training",),
     ("ship",),
     ("model",),
     ("bundle",),

@@ -11,13 +11,19 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny_models import CASES, batch_of, hidden_of, loaded, logits_of, own_head, random_rows, scrambled, tiny
 
-from bertune.errors import MissingExtraError, ModelError
+from bertune.errors import ModelError
 from bertune.model.heads import HeadConfig
 from bertune.model.load import (
-    LoadReport, hub_config, hub_state, load_model, opens_in_transformers, read_config, read_source, save_model,
+    LoadReport,
+    hub_config,
+    hub_state,
+    load_model,
+    opens_in_transformers,
+    read_source,
+    save_model,
 )  # fmt: skip
+from tiny_models import CASES, batch_of, hidden_of, loaded, logits_of, random_rows, scrambled, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BATCH = batch_of(random_rows([20, 9, 3]))
@@ -93,7 +99,7 @@ def test_half_precision_files_become_fp32(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("case", "head", "skipped"),
     [
-        ("bert", "PreTraining", 8),  # the masked words' decoder is tied to the embeddings and not saved
+        ("bert", "PreTraining", 7),  # the decoder of masked words is tied to the embeddings and not saved
         ("roberta", "MaskedLM", 5),
         ("camembert", "QuestionAnswering", 2),
         ("distilbert", "MaskedLM", 5),
@@ -148,7 +154,7 @@ def test_new_weights_depend_on_the_seed_alone(folder: Path) -> None:
     _rewrite(folder, lambda state: {name: tensor for name, tensor in state.items() if "pooler" not in name})
     assert torch.equal(loaded(folder, seed=3)[0].head.classifier.weight, with_pooler)
     assert not torch.equal(loaded(folder, seed=4)[0].head.classifier.weight, with_pooler)
-    assert float(with_pooler.std()) == pytest.approx(0.02, rel=0.3)
+    assert float(with_pooler.detach().std()) == pytest.approx(0.02, rel=0.3)
 
 
 def test_a_trained_head_is_kept_only_where_it_is_asked_for_and_fits(tmp_path: Path) -> None:
@@ -192,137 +198,39 @@ def test_unexpected_weights_are_listed(folder: Path) -> None:
 
 def test_wrong_shapes_are_listed(folder: Path) -> None:
     _configure(folder, vocab_size=91)
-    with pytest.raises(ModelError, match=r"1 is of another shape .*word_embeddings.weight \[90, 32\] instead of \[91, 32\]"):
+    with pytest.raises(ModelError, match=r"1 is of another shape .*word_embeddings.* \[90, 32\] instead of \[91, 32\]"):
         loaded(folder)
 
 
 def test_too_few_layers_in_the_configuration_are_noticed(folder: Path) -> None:
     _configure(folder, num_hidden_layers=2)
-    with pytest.raises(ModelError, match="16 are not expected: encoder.layer.2"):
+    with pytest.raises(ModelError, match=r"16 are not expected: encoder\.layer\.2"):
         loaded(folder)
 
 
 def test_quantised_weights_are_refused(folder: Path) -> None:
     _rewrite(folder, lambda state: state | {"pooler.dense.weight": torch.zeros(32, 32, dtype=torch.int8)})
-    with pytest.raises(ModelError, match="1 is not of floating-point numbers, as in a quantised model: pooler.dense.weight"):
+    with pytest.raises(ModelError, match=r"1 is not of floating-point numbers, .*: pooler\.dense\.weight"):
         loaded(folder)
 
 
 def test_the_same_weight_under_two_names_is_refused(folder: Path) -> None:
     _rewrite(folder, lambda state: state | {"bert.pooler.dense.bias": torch.zeros(32)})
-    with pytest.raises(ModelError, match="'pooler.dense.bias' is there twice"):
+    with pytest.raises(ModelError, match=r"'pooler\.dense\.bias' is there twice"):
+        loaded(folder)
+
+
+def test_a_folder_without_weights_says_what_it_should_hold(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"has no weights: expected model\.safetensors"):
         loaded(folder)
 
 
 def test_a_damaged_file_is_an_error(folder: Path) -> None:
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:1000])
-    with pytest.raises(ModelError, match="model.safetensors"):
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
         loaded(folder)
-
-
-# config.json
-
-
-def test_a_folder_without_config_or_weights_says_what_it_should_hold(folder: Path, tmp_path: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="has no weights: expected model.safetensors"):
-        loaded(folder)
-    with pytest.raises(ModelError, match="no config.json here; a model folder holds"):
-        read_config(tmp_path / "nowhere")
-    (folder / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ModelError, match="config.json: not readable as JSON"):
-        read_config(folder)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"position_embedding_type": "relative_key"}, "'relative_key', but only absolute positions"),
-        ({"is_decoder": True}, "a decoder does not see the whole text"),
-        ({"add_cross_attention": True}, "cross-attention"),
-        ({"hidden_act": "mish"}, "'hidden_act' is 'mish'; expected one of gelu,"),
-        ({"hidden_size": "big"}, "'hidden_size' is 'big'; expected a value like 768"),
-        ({"num_attention_heads": 0}, "'num_attention_heads' is 0; expected at least 1"),
-        ({"hidden_dropout_prob": 1.5}, "a dropout rate lies between 0 and 1"),
-        ({"model_type": ..., "type_vocab_size": 1}, "'model_type' is missing; state it, as one of bert, roberta"),
-        ({"model_type": "bret"}, "model type 'bret' is not one of bert, .*; did you mean 'bert'"),
-        ({"model_type": "gpt2"}, "is not an encoder of text"),
-    ],
-)
-def test_configurations_that_cannot_be_computed_are_refused(folder: Path, changes: dict[str, Any], message: str) -> None:
-    _configure(folder, **changes)
-    with pytest.raises(ModelError, match=message):
-        read_config(folder)
-
-
-def test_an_unknown_type_names_the_extra_that_may_know_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _configure(folder, model_type="deberta-v2")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"'deberta-v2' is not one of bert, .* the adapter .*bertune\[hf\]"):
-        read_config(folder)
-
-
-def test_old_bert_files_need_not_state_their_type(folder: Path) -> None:
-    expected = read_config(folder)
-    _configure(folder, model_type=..., architectures=...)
-    assert read_config(folder) == expected
-
-
-def test_what_a_configuration_leaves_out_has_the_default_of_transformers(tmp_path: Path) -> None:
-    for kind in ("bert", "roberta", "distilbert", "electra", "modernbert"):
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}), encoding="utf-8")
-        bare = read_config(tmp_path)
-        transformers.AutoConfig.for_model(kind).save_pretrained(tmp_path)
-        assert read_config(tmp_path) == bare
-
-
-def test_both_spellings_of_modernbert_mean_the_same(tmp_path: Path) -> None:
-    older = {
-        "model_type": "modernbert", "num_hidden_layers": 6, "global_attn_every_n_layers": 2, "local_attention": 20,
-        "global_rope_theta": 1234.0, "local_rope_theta": 99.0,
-    }  # fmt: skip
-    (tmp_path / "config.json").write_text(json.dumps(older), encoding="utf-8")
-    config = read_config(tmp_path)
-    assert (config.local_layers, config.local_window) == ((1, 3, 5), 10)
-    assert (config.rope_global, config.rope_local) == (1234.0, 99.0)
-    transformers.AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path)
-    assert "layer_types" in read_source(tmp_path) and "global_rope_theta" not in read_source(tmp_path)
-    assert read_config(tmp_path) == config
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"layer_types": ["full_attention"]}, "'layer_types' is"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "only plain rotary positions"),
-        ({"classifier_pooling": "max"}, "expected one of cls, mean"),
-    ],
-)
-def test_modernberts_that_cannot_be_computed_are_refused(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    tiny("modernbert").config.save_pretrained(tmp_path)
-    _configure(tmp_path, **changes)
-    with pytest.raises(ModelError, match=message):
-        read_config(tmp_path)
-
-
-def test_the_longest_input_leaves_out_positions_that_roberta_does_not_use(tmp_path: Path) -> None:
-    tiny("roberta").config.save_pretrained(tmp_path)
-    assert read_config(tmp_path).longest_input == 80 - 2
-
-
-def test_one_dropout_rate_reaches_every_place(tmp_path: Path) -> None:
-    for case in ("bert", "distilbert", "modernbert"):
-        tiny(case).save_pretrained(tmp_path)
-        model, _ = load_model(tmp_path, head=own_head(tmp_path), dropout=0.35)
-        config = model.encoder.config
-        inside = config.ffn_dropout if case == "modernbert" else config.dropout
-        assert (config.attention_dropout, inside) == (0.35, 0.35)
-        result = hub_config(model, read_source(tmp_path), labels=LABELS, problem_type="single_label_classification")
-        (tmp_path / "config.json").write_text(json.dumps(result), encoding="utf-8")
-        assert read_config(tmp_path) == config
 
 
 # Saving

@@ -10,8 +10,8 @@ from bertune.config import Config, nested
 
 if TYPE_CHECKING:
     from bertune.ship.predict import Predictor
-    from bertune.train.listen import Listener
-    from bertune.train.run import Result
+    from bertune.training.listen import Listener
+    from bertune.training.run import Result
 
 Names = str | Sequence[str] | None
 
@@ -33,7 +33,7 @@ def train(
 
     Raises InputError for what cannot be used (before `out` is touched), TrainingError, and Interrupted on Ctrl-C.
     """
-    from bertune.train.run import run
+    from bertune.training.run import run
 
     base = config if isinstance(config, Config) else Config.load(config) if config is not None else Config()
     for name, value in (settings or {}).items():

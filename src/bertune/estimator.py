@@ -17,7 +17,7 @@ from bertune.config import Config, nested
 from bertune.data.rows import is_missing
 from bertune.errors import ConfigError, DataError
 from bertune.ship.predict import Predictor
-from bertune.train.run import run
+from bertune.training.run import run
 
 _FIRST, _SECOND, _LABEL = "text", "text_pair", "label"
 
@@ -168,7 +168,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return folder / "model"
 
     def _open(self, folder: Path) -> None:
-        from bertune.train.finish import read_metrics
+        from bertune.training.finish import read_metrics
 
         self.folder_ = folder
         self.model_ = Predictor.load(folder)

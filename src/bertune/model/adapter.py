@@ -120,11 +120,11 @@ class AdapterEncoder(nn.Module):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The layers from the lowest, to be frozen; empty where they are kept in another way (shared, for example)."""
+        """The layers from the lowest, to be frozen; ModelError where they are kept in another way (shared, say)."""
         for part in self.module.modules():
             if isinstance(part, nn.ModuleList) and len(part) == self.config.layers:
                 return part
-        return nn.ModuleList()
+        raise ModelError("The layers of this encoder cannot be told apart; freeze none, embeddings or the encoder.")
 
     def compute_in(self, dtype: torch.dtype) -> AdapterEncoder:
         """Compute the matrix products in `dtype`; the weights stay in fp32."""

@@ -24,11 +24,11 @@ from bertune.model.load import load_model, read_config
 from bertune.model.machine import Machine, choose_machine
 from bertune.model.source import open_source
 from bertune.ship.predict import Predictor
-from bertune.train.finish import finish, read_metrics
-from bertune.train.fit import Fit
-from bertune.train.listen import Listener, Silent
-from bertune.train.prepare import Prepared, read_splits, tokenize, write_split_rows
-from bertune.train.settle import Plan, duration, estimate, settle
+from bertune.training.finish import finish, read_metrics
+from bertune.training.fit import Fit
+from bertune.training.listen import Listener, Silent
+from bertune.training.prepare import Prepared, read_splits, tokenize, write_split_rows
+from bertune.training.settle import Plan, duration, estimate, settle
 
 LONGEST = 256  # tokens of a row by default
 

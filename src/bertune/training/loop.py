@@ -22,8 +22,8 @@ from bertune.model.attention import padded_cells
 from bertune.model.classifier import ClassifierModel
 from bertune.model.losses import Loss
 from bertune.model.noise import Noise
-from bertune.train.features import Features
-from bertune.train.optim import Optimizer
+from bertune.training.features import Features
+from bertune.training.optim import Optimizer
 
 
 @dataclass(frozen=True)

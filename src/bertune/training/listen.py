@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from bertune.train.loop import Step
-from bertune.train.settle import Plan
+from bertune.training.loop import Step
+from bertune.training.settle import Plan
 
 
 class Listener(Protocol):

@@ -21,11 +21,11 @@ from bertune.presets import PRESETS
 from bertune.model.load import opens_in_transformers, read_source, save_model
 from bertune.model.machine import peak_memory
 from bertune.ship.predict import Predictor
-from bertune.train import checkpoint
+from bertune.training import checkpoint
 
 if TYPE_CHECKING:
-    from bertune.train.fit import Fit, Progress
-    from bertune.train.prepare import Split
+    from bertune.training.fit import Fit, Progress
+    from bertune.training.prepare import Split
 
 
 def finish(

@@ -24,15 +24,15 @@ from bertune.files import to_json, write_atomic
 from bertune.model.classifier import ClassifierModel
 from bertune.model.infer import infer_logits
 from bertune.model.losses import make_loss
-from bertune.train import checkpoint
-from bertune.train.features import Features, first_trained_layer
-from bertune.train.interrupt import Interrupts, Stopped
-from bertune.train.listen import Listener
-from bertune.train.loop import Course, Step, training_steps
+from bertune.training import checkpoint
+from bertune.training.features import Features, first_trained_layer
+from bertune.training.interrupt import Interrupts, Stopped
+from bertune.training.listen import Listener
+from bertune.training.loop import Course, Step, training_steps
 from bertune.model.machine import Machine, free_disk, peak_memory
-from bertune.train.optim import Optimizer, freeze
-from bertune.train.prepare import Prepared, Split
-from bertune.train.settle import Plan
+from bertune.training.optim import Optimizer, freeze
+from bertune.training.prepare import Prepared, Split
+from bertune.training.settle import Plan
 
 RECORDS = 400  # step records in history.jsonl, spread over the run
 

@@ -1,0 +1,184 @@
+"""Options: what every command takes, and those made from the fields of config.py, where alone they are declared.
+
+A command is a dataclass: its fields are its arguments and options, and `run` does the work. Typer reads the fields, and
+`with_flags` adds one for each configuration field that the command takes. Their values travel as text; the
+configuration checks them, so the command line, YAML and Python accept the same things and complain in the same words.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import NoneType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from bertune.config import Config, DataConfig, ModelConfig, ReadConfig, TrainConfig, parse_setting, read_yaml
+from bertune.errors import ConfigError, listed
+
+SECTIONS: dict[str, type[BaseModel]] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
+READING = tuple(f"data.{name}" for name in ReadConfig.model_fields)
+
+Values = dict[str, Any]
+Say = Callable[[str], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """An option such as `--lr`, which sets `train.lr` of the configuration."""
+
+    name: str
+    section: str
+    field: str
+    info: FieldInfo
+
+    @property
+    def key(self) -> str:
+        return f"{self.section}.{self.field}"
+
+    @property
+    def attribute(self) -> str:
+        """The field of a command's dataclass that holds its value: None or [] where it was not given."""
+        return f"{self.section}_{self.field}"
+
+    @property
+    def declared(self) -> Values:
+        extra = self.info.json_schema_extra
+        assert isinstance(extra, dict)
+        return extra
+
+    @property
+    def is_list(self) -> bool:
+        return get_origin(self.info.annotation) is list
+
+    @property
+    def takes_commas(self) -> bool:
+        """Whether one value holds the whole list, a,b,c; other lists grow by repeating the option."""
+        return self.is_list and "," in (self.declared["metavar"] or "")
+
+    @property
+    def metavar(self) -> str:
+        kinds = [kind for kind in get_args(self.info.annotation) or (self.info.annotation,) if kind is not NoneType]
+        if get_origin(self.info.annotation) is Literal:
+            return "|".join(kinds)
+        return str(self.declared["metavar"] or {int: "N", float: "NUMBER"}.get(kinds[0], "TEXT"))
+
+    def help(self, default: Any) -> str:
+        text = str(self.info.description)
+        return text if default is None or default == [] else f"{text} Default: {default}."
+
+    def value(self, given: str | list[str]) -> str | list[str]:
+        """What goes into the configuration for the text on the command line."""
+        if not (self.takes_commas and isinstance(given, str)):
+            return given
+        return next(csv.reader([given], skipinitialspace=True), [])
+
+
+def flags_of(keys: Iterable[str] | None = None) -> tuple[Flag, ...]:
+    """The flags of the fields `keys` (`train.lr`), or of all fields that have one, in the order of config.py."""
+    found = []
+    for section, model in SECTIONS.items():
+        for field, info in model.model_fields.items():
+            extra = info.json_schema_extra
+            if isinstance(extra, dict) and "flag" in extra and (keys is None or f"{section}.{field}" in keys):
+                found.append(Flag(str(extra["flag"]), section, field, info))
+    return tuple(found)
+
+
+@dataclass(kw_only=True)
+class Command:
+    """What every command takes. `run` does the work; what goes wrong is raised as an error of errors.py."""
+
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON on stdout, everything else on stderr.", rich_help_panel="Output")
+    ] = False
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Say nothing but results, warnings and errors.", rich_help_panel="Output")
+    ] = False
+
+    flags: ClassVar[tuple[Flag, ...]] = ()
+
+    def run(self) -> None:
+        """Do it."""
+
+
+@dataclass(kw_only=True)
+class Configured(Command):
+    """A command that a configuration file and single settings say more about."""
+
+    config: Annotated[str | None, typer.Option(metavar="FILE.yaml", help="Configuration file.")] = None
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="Any option of the file, over it; may be repeated."),
+    ] = None
+
+
+def with_flags(*flags: Flag, base: Config | None = None) -> Callable[[type[T]], type[T]]:
+    """Make a class a dataclass that typer can read, with a field for each flag; `base` has the defaults to tell."""
+    defaults = base or Config()
+
+    def extend(cls: type[T]) -> type[T]:
+        for flag in flags:
+            kind = list[str] if flag.is_list and not flag.takes_commas else str
+            option = typer.Option(
+                flag.name, metavar=flag.metavar, rich_help_panel=flag.declared["group"], show_default=False,
+                help=flag.help(getattr(getattr(defaults, flag.section), flag.field)),
+            )  # fmt: skip
+            cls.__annotations__[flag.attribute] = Annotated[kind | None, option]
+            setattr(cls, flag.attribute, None)
+        cls.flags = flags  # type: ignore[attr-defined]
+        made = dataclass(kw_only=True)(cls)
+        # Names in annotations mean what they do where the class stands, which need not be where a base class does.
+        made.__init__.__annotations__ = get_type_hints(made, include_extras=True)  # type: ignore[misc]
+        return made
+
+    return extend
+
+
+def configured(command: Configured, base: Config, *, keys: Iterable[str] | None = None, say: Say) -> Config:
+    """`base`, and over it the configuration file, then each --set, then the flags.
+
+    keys: what matters to this command (None: everything). Of a file the rest is passed over, with a word, since one
+    file may serve several commands; a --set that could not matter is a ConfigError.
+    """
+    wanted = None if keys is None else set(keys)
+    config = base
+    if command.config is not None:
+        values = read_yaml(command.config)
+        config.updated(values, place=command.config)  # the whole file has to be right
+        if wanted is not None:
+            values, others = _divided(values, wanted)
+            if others:
+                say(f"{command.config}: {listed(others, 4)} have no effect here.")
+        config = config.updated(values, place=command.config)
+    for setting in command.settings or ():
+        values, place = parse_setting(setting), f"--set {setting}"
+        config = config.updated(values, place=place)
+        if wanted is not None and _divided(values, wanted)[1]:
+            raise ConfigError(f"{place}: has no effect here; what has is {listed(sorted(wanted), 30)}.")
+    for flag in command.flags:
+        given = getattr(command, flag.attribute)
+        if given:
+            values = {flag.section: {flag.field: flag.value(given)}}
+            config = config.updated(values, place=flag.name)
+        elif given == "":
+            raise ConfigError(f"{flag.name}: is empty; expected {flag.metavar}, or leave the option out.")
+    return config
+
+
+def _divided(values: Mapping[str, Any], wanted: set[str]) -> tuple[dict[str, Values], list[str]]:
+    """The part of a nested mapping whose keys are wanted, and the keys of the rest."""
+    kept: dict[str, Values] = {}
+    others: list[str] = []
+    for section, fields in values.items():
+        for field, value in fields.items():
+            if f"{section}.{field}" in wanted:
+                kept.setdefault(section, {})[field] = value
+            else:
+                others.append(f"{section}.{field}")
+    return kept, others

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,3 +39,30 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Tests keep encoded texts in a folder of their own, and leave the user's cache alone."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("BERTUNE_CACHE")
+    os.environ["BERTUNE_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["BERTUNE_CACHE"]
+    else:
+        os.environ["BERTUNE_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random BERT that trains in a fraction of a second (see tiny.py)."""
+    from tiny import make_tiny_bert
+
+    return make_tiny_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training without curves.png, which takes most of the time of a tiny run."""
+    monkeypatch.setattr("bertune.training.finish.plot_curves", lambda history, path, *, metric: None)

@@ -143,7 +143,7 @@ def test_the_books_encoder_equals_a_plain_computation(book: tuple[Path, dict[str
     weight, bias = (value.detach().double() for value in ours.head.classifier.parameters())
     assert (logits_of(ours, batch) - (torch.from_numpy(pooled) @ weight.T + bias)).abs().max() <= TOLERANCE
     assert report.new == ["head.classifier"]
-    assert report.sentence().startswith(f"Loaded {len(state) - 8} weights; left out 8 of other tasks' heads.")
+    assert report.sentence().startswith(f"Loaded {len(state) - 8} weights; left out: other tasks' heads (8).")
 
 
 def test_the_books_encoder_is_saved_under_its_own_names(

@@ -117,7 +117,7 @@ def test_heads_of_other_tasks_are_left_out_and_counted(case: str, head: str, ski
     total = len(load_file(tmp_path / "model.safetensors"))
     assert found + report.loaded == total
     assert found == skipped
-    assert f"left out {found} of other tasks' heads" in report.sentence()
+    assert f"left out: other tasks' heads ({found})" in report.sentence()
     assert torch.equal(model.encoder.embeddings.word.weight, theirs.get_input_embeddings().weight)
 
 
@@ -125,7 +125,7 @@ def test_buffers_are_left_out_and_counted(folder: Path) -> None:
     _rewrite(folder, lambda state: state | {"embeddings.position_ids": torch.arange(80)[None]})
     _, report = loaded(folder)
     assert report.skipped == {"buffers": ["embeddings.position_ids"]}
-    assert report.sentence() == "Loaded 55 weights; left out 1 of buffers. New weights: head.classifier."
+    assert report.sentence() == "Loaded 55 weights; left out: buffers (1). New weights: head.classifier."
 
 
 # New weights

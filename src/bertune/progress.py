@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from bertune.train.loop import Step
-    from bertune.train.settle import Plan
+    from bertune.training.loop import Step
+    from bertune.training.settle import Plan
 
 EVERY_SHARE = 0.05  # of the whole between two plain lines ...
 EVERY_SECONDS = 30.0  # ... and no longer than this
@@ -28,7 +28,7 @@ Clock = Callable[[], float]
 
 
 class Display:
-    """Sentences and the progress of a training: the `train.listen.Listener` of the command line."""
+    """Sentences and the progress of a training: the `training.listen.Listener` of the command line."""
 
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None, clock: Clock = time.monotonic) -> None:
         self.quiet = quiet
@@ -194,7 +194,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 def duration(seconds: float) -> str:
     """`45 s`, `12 min`, `3 h 20 min`."""
-    from bertune.train.settle import duration as in_words
+    from bertune.training.settle import duration as in_words
 
     return in_words(seconds)
 
@@ -206,7 +206,7 @@ def _start_bar(stream: TextIO, total: int | None, unit: str) -> tuple[Progress, 
     console = Console(file=stream)
     bar = Progress(
         TextColumn(unit), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[parts]}"),
-        console=console, redirect_stdout=False, redirect_stderr=False, transient=True,
+        console=console, redirect_stdout=False, transient=True,  # predictions may be on stdout
     )  # fmt: skip
     task = bar.add_task(unit, total=total, parts="")
     bar.start()

@@ -94,14 +94,16 @@ def flags_of(keys: Iterable[str] | None = None) -> tuple[Flag, ...]:
 class Command:
     """What every command takes. `run` does the work; what goes wrong is raised as an error of errors.py."""
 
+    details: ClassVar[str] = ""  # help beyond the sentence in cli.py
+    examples: ClassVar[tuple[str, ...]] = ()
+    flags: ClassVar[tuple[Flag, ...]] = ()
+
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON on stdout, everything else on stderr.", rich_help_panel="Output")
     ] = False
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Say nothing but results, warnings and errors.", rich_help_panel="Output")
     ] = False
-
-    flags: ClassVar[tuple[Flag, ...]] = ()
 
     def run(self) -> None:
         """Do it."""

@@ -289,13 +289,15 @@ def _label_text(value: object) -> str:
     return "" if is_missing(value) else str(value).strip()
 
 
-def encode_labels(task: Task, table: Table) -> np.ndarray:
+def encode_labels(task: Task, table: Table, *, advice: str = "Fix the row, or pass --labels.") -> np.ndarray:
     """Targets by the order of `task.labels`: int64 [n] of a single-label task, float32 [n, labels] of 0 and 1 else.
 
-    A missing, unknown or non-0/1 cell is a `DataError` that names row, column, value and choices. Empty cells of
-    delimited labels, and empty lists, are rows without labels in a multi-label task.
+    A missing, unknown or non-0/1 cell is a `DataError` that names row, column, value and choices; `advice` is the way
+    out where a label is unknown. Empty cells of delimited labels, and empty lists, are rows without labels in a
+    multi-label task.
     """
-    numbers = _numbers_of_columns(task, table) if task.label_format == "columns" else _numbers_of_cells(task, table)
+    columns = task.label_format == "columns"
+    numbers = _numbers_of_columns(task, table) if columns else _numbers_of_cells(task, table, advice)
     if task.kind == "multi":
         targets = np.zeros((len(table), task.num_labels), np.float32)
         for row, chosen in enumerate(numbers):
@@ -331,7 +333,7 @@ def _numbers_of_columns(task: Task, table: Table) -> list[set[int]]:
     return numbers
 
 
-def _numbers_of_cells(task: Task, table: Table) -> list[set[int]]:
+def _numbers_of_cells(task: Task, table: Table, advice: str) -> list[set[int]]:
     name = task.label[0]
     index = {label: number for number, label in enumerate(task.labels)}
     if task.label_ids:
@@ -349,7 +351,7 @@ def _numbers_of_cells(task: Task, table: Table) -> list[set[int]]:
             ids = f"a line number from {task.label_base} to {last}, or " if task.label_ids else ""
             raise DataError(
                 f"{table.place(row)}, column '{name}': '{unknown}' is not a label of this task; "
-                f"expected {ids}one of {listed(task.labels)}. Fix the row, or pass --labels."
+                f"expected {ids}one of {listed(task.labels)}. {advice}"
             )
         numbers.append({index[part] for part in parts})
     return numbers

@@ -267,16 +267,16 @@ def format_table(table: Sequence[Sequence[str]]) -> str:
     """Plain text for a terminal: the first row is the header, the first column is aligned left, the rest right."""
     # Labels are the users': a line break or an escape sequence in one must not break the table or the terminal.
     cells = [["".join(c if c.isprintable() else " " for c in cell) for cell in row] for row in table]
-    widths = [max(_columns(row[index]) for row in cells) for index in range(len(cells[0]))]
+    widths = [max(text_width(row[index]) for row in cells) for index in range(len(cells[0]))]
     lines = []
     for row in cells:
-        pads = [" " * (width - _columns(cell)) for cell, width in zip(row, widths, strict=True)]
+        pads = [" " * (width - text_width(cell)) for cell, width in zip(row, widths, strict=True)]
         padded = [row[0] + pads[0], *(pad + cell for pad, cell in zip(pads[1:], row[1:], strict=True))]
         lines.append("  ".join(padded).rstrip())
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
-def _columns(text: str) -> int:
+def text_width(text: str) -> int:
     """Columns of a terminal that `text` takes: Chinese characters take two, accents none."""
     return sum(
         0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text

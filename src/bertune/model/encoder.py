@@ -195,7 +195,9 @@ class Layer(nn.Module):
         self.down = nn.Linear(config.ffn, hidden, bias=config.bias)
         self.norm2 = Norm(hidden, config.norm_eps, config.norm_bias)
 
-    def forward(self, hidden: Tensor, inputs: Inputs, rope: tuple[Tensor, Tensor] | None, noise: Noise | None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, inputs: Inputs, rope: tuple[Tensor, Tensor] | None, noise: Noise | None
+    ) -> Tensor:
         """[tokens, hidden] -> [tokens, hidden]."""
         config = self.config
         if config.pre_norm:

@@ -62,9 +62,9 @@ class LoadReport:
     new: list[str] = field(default_factory=list)
 
     def sentence(self) -> str:
-        """`Loaded 103 weights; left out 5 of other tasks' heads, 1 of buffers. New weights: head.classifier.`"""
-        left_out = ", ".join(f"{len(names)} of {reason}" for reason, names in self.skipped.items())
-        first = f"Loaded {self.loaded} weights" + (f"; left out {left_out}." if left_out else ".")
+        """`Loaded 103 weights; left out: other tasks' heads (5), buffers (1). New weights: head.classifier.`"""
+        left_out = ", ".join(f"{reason} ({len(names)})" for reason, names in self.skipped.items())
+        first = f"Loaded {self.loaded} weights" + (f"; left out: {left_out}." if left_out else ".")
         return first + (f" New weights: {', '.join(self.new)}." if self.new else "")
 
 

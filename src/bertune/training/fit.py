@@ -32,7 +32,7 @@ from bertune.training.loop import Course, Step, training_steps
 from bertune.model.machine import Machine, free_disk, peak_memory
 from bertune.training.optim import Optimizer, freeze
 from bertune.training.prepare import Prepared, Split
-from bertune.training.settle import Plan
+from bertune.training.settle import Plan, duration
 
 RECORDS = 400  # step records in history.jsonl, spread over the run
 
@@ -84,6 +84,7 @@ class Fit:
         )
         self._saved_at = time.monotonic()
         self._features: dict[str, Features] = {}
+        self._best: dict[str, Tensor] | None = None
 
     def run(self, *, resume: bool) -> Progress:
         """Train to the end, or from the newest checkpoint on; the model then holds the chosen weights, in fp32.
@@ -184,8 +185,8 @@ class Fit:
             self.listener.evaluated(record, self.metric)
         self._compare(records)
         progress.evaluated = progress.step
-        self.listener.say(f"Evaluated after step {progress.step:,} in {seconds:.1f} s.") if seconds > 60 else None
-        self._save()
+        if seconds > 60:
+            self.listener.say(f"Evaluated after step {progress.step:,} in {duration(seconds)}.")
 
     def _measured(self, name: str, logits: np.ndarray, split: Split) -> dict[str, Any]:
         step = self.progress.step
@@ -201,7 +202,8 @@ class Fit:
         if is_better(self.metric, value, progress.best and progress.best["value"]):
             progress.best = {"step": progress.step, "value": value}
             if self.config.train.select_best:
-                progress.best |= checkpoint.save_best(self.folder, progress.step, self._weights())
+                # In memory until the next checkpoint: small data improves often, and a file each time costs more than a step.
+                self._best = {name: weight.clone() for name, weight in self._weights().items()}
             progress.without_gain = 0
         else:
             progress.without_gain += 1
@@ -224,6 +226,9 @@ class Fit:
         return time.monotonic() - self._saved_at > 60 * self.config.train.checkpoint_minutes
 
     def _save(self) -> None:
+        best = self.progress.best
+        if best is not None and self._best is not None and "file" not in best:
+            best |= checkpoint.save_best(self.folder, best["step"], self._best)
         state = {key: value for key, value in vars(self.progress).items() if key != "step"}
         state["token_budget"] = self.course.token_budget
         tensors = {
@@ -246,6 +251,8 @@ class Fit:
             for name, value in self.model.state_dict().items():
                 value.copy_(weights[name])
         self.optimizer.load_state(weights, found.tensors["optimizer"])
+        if self.progress.best is not None and "file" in self.progress.best:
+            self._best = checkpoint.load_best(self.folder, self.progress.best)
         self.course.running[:] = found.tensors["running"]["logits"].numpy()
         self.listener.say(f"Resumed after step {found.step:,} of {self.plan.steps:,}.")
 
@@ -279,10 +286,7 @@ class Fit:
     def _choose(self) -> None:
         """Put the best weights, or else the last, into the model, in fp32."""
         self.optimizer.finish(self.progress.step)
-        best = self.progress.best
-        weights = self._weights()
-        if best is not None and "file" in best:
-            weights = checkpoint.load_best(self.folder, best)
+        weights = self._best if self._best is not None else self._weights()
         self.model.encoder.compute_in(torch.float32)
         self.model.load_state_dict(weights)
 

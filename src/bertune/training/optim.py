@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from bertune.config import TrainConfig
+from bertune.errors import ConfigError
 from bertune.model.classifier import ClassifierModel
+from bertune.model.encoder import Encoder
 
 
 def learning_rates(config: TrainConfig, *, peak: float, steps: int) -> np.ndarray:
@@ -30,11 +32,18 @@ def learning_rates(config: TrainConfig, *, peak: float, steps: int) -> np.ndarra
 def freeze(model: ClassifierModel, what: str, *, train_positions: bool) -> None:
     """Switch off gradients: none, encoder, embeddings, or a number of lowest layers (embeddings included)."""
     encoder = model.encoder
-    if not train_positions and encoder.embeddings.position is not None:
-        encoder.embeddings.position.requires_grad_(False)
     if what == "encoder":
         encoder.requires_grad_(False)
-    elif what != "none":
+        return
+    if not isinstance(encoder, Encoder):
+        if what != "none" or not train_positions:
+            raise ConfigError(
+                f"--freeze {what}: an encoder outside the family is trained whole or not at all. Pass none or encoder."
+            )
+        return
+    if not train_positions and encoder.embeddings.position is not None:
+        encoder.embeddings.position.requires_grad_(False)
+    if what != "none":
         encoder.embeddings.requires_grad_(False)
         for layer in encoder.layers[: 0 if what == "embeddings" else int(what)]:
             layer.requires_grad_(False)

@@ -1,0 +1,148 @@
+"""The command line: commands by name, and how an error ends a program.
+
+Exit codes: 0 done; 1 the work failed; 2 input or usage; 130 interrupted. Typer only parses: what it returns is one of
+the dataclasses of `commands`, and that is run here. Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bertune import __version__
+from bertune.errors import BertuneError, nearest
+from bertune.files import is_disk_full
+
+if TYPE_CHECKING:
+    from bertune.commands.options import Command
+
+HELP = """Fine-tune BERT-family encoders to classify text: from a table of texts to a tested classifier.
+
+Every command tells more with --help, for example bertune train --help."""
+EXAMPLES = (
+    "bertune train papers.csv --text TITLE --text ABSTRACT --out runs/papers",
+    "bertune evaluate runs/papers more.csv",
+    "bertune predict runs/papers new.csv --out scored.csv",
+    "echo 'some text' | bertune predict runs/papers -",
+)
+# name -> module and class in `commands`, and what it does in a sentence
+COMMANDS = {
+    "train": ("train", "Train", "Train a classifier on DATA and leave it, tested, in a folder."),
+    "evaluate": ("evaluate", "Evaluate", "Measure a trained model on labelled rows."),
+    "predict": ("predict", "Predict", "Predict labels for new rows, in their order; no row is left out."),
+    "models": ("models", "Models", "List the models that have a short name: size, licence, and where they are."),
+    "convert": ("models", "Convert", "Write any model as a clean folder that can be trained."),
+    "cache": ("models", "Cache", "Show the cache of what can be made again, or clear it."),
+}
+
+
+def build(chosen: str | None) -> typer.Typer:
+    """The parser. Only the chosen command gets its options, which takes imports; the others are names to list."""
+    app = typer.Typer(help=HELP, epilog=listing(EXAMPLES), add_completion=False, rich_markup_mode="rich")
+    app.callback()(_common)
+    for name, (module, kind, summary) in COMMANDS.items():
+        if name == chosen:
+            command: type[Command] = getattr(importlib.import_module(f"bertune.commands.{module}"), kind)
+            app.command(name, help=f"{summary}\n\n{command.details}", epilog=listing(command.examples))(command)
+        else:
+            app.command(name, help=summary)(_common)
+    return app
+
+
+def listing(examples: Sequence[str]) -> str:
+    return "\n".join(["Examples:", "", *examples])
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"bertune {__version__}")
+        raise typer.Exit
+
+
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
+def main() -> None:
+    """Run the command that sys.argv asks for, and exit."""
+    sys.excepthook = report_bug
+    prepare_output()
+    try:
+        code = run(sys.argv[1:] or ["--help"])
+        sys.stdout.flush()
+    except BertuneError as error:
+        code = fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        code = fail("interrupted.", 130)
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit is silent, too
+        code = 1
+    except OSError as error:
+        code = fail("the disk is full." if is_disk_full(error) else str(error), 1)
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Parse and run a command line; the exit code. Errors are those of errors.py, or the system's."""
+    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
+    parser = typer.main.get_command(build(chosen))
+    try:
+        parsed = parser.main(arguments, prog_name="bertune", standalone_mode=False, windows_expand_args=False)
+    except typer.TyperException as error:
+        return fail(usage_sentence(error), 2)
+    if parsed is None or isinstance(parsed, int):  # the exit code after --help and --version
+        return parsed or 0
+    parsed.run()
+    return 0
+
+
+def usage_sentence(error: typer.TyperException) -> str:
+    """What is wrong with a command line; for an unknown option the nearest one."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "bertune"
+    option = getattr(error, "option_name", None)
+    text = " ".join(error.format_message().split())
+    if option is not None and text.startswith("No such option"):
+        known = [name for parameter in context.command.params for name in parameter.opts] if context else []
+        near = nearest(option, known)
+        text = f"{path}: no option {option}{near or '.'}"
+    return f"{text.rstrip('.') + '.' if not text.endswith('?') else text} See {path} --help."
+
+
+def fail(text: str, code: int) -> int:
+    """Say what went wrong in a line on stderr; the exit code."""
+    print(f"Error: {text}", file=sys.stderr, flush=True)
+    return code
+
+
+def report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The hook for errors that nobody foresaw; Python ends with 1 after it."""
+    if os.environ.get("BERTUNE_DEBUG"):
+        traceback.print_exception(kind, error, trace)
+    last = "".join(traceback.format_exception_only(kind, error)).strip()
+    print(f"Error: this is a bug in bertune {__version__}; please report it. {last}", file=sys.stderr)
+    if not os.environ.get("BERTUNE_DEBUG"):
+        print("BERTUNE_DEBUG=1 shows where it happened.", file=sys.stderr)
+
+
+def prepare_output() -> None:
+    """Results are UTF-8 in pipes and files; a console that lacks a character shows another in its place."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        if sys.stdout.isatty():
+            sys.stdout.reconfigure(errors="replace")
+        else:
+            sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors="backslashreplace")

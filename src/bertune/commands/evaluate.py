@@ -1,0 +1,102 @@
+"""bertune evaluate: a trained model on labelled rows."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bertune.commands.opening import DEFAULTS, MACHINE, open_predictor, reading, trained_task
+from bertune.commands.options import READING, Configured, configured, flags_of, with_flags
+from bertune.commands.output import check_target, print_json, print_table
+from bertune.config import Config
+from bertune.progress import Display, start_display
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bertune.data.tasks import Rows
+    from bertune.ship.predict import Predictor
+
+LABELS = ("data.label", "data.label_names", "data.label_sep")
+KEYS = (*READING, "data.text", "data.text_pair", *LABELS, *MACHINE)
+CHUNK = 4096  # rows between two signs of life
+
+
+@with_flags(*flags_of(KEYS), base=DEFAULTS)
+class Evaluate(Configured):
+    details = "The columns are those it was trained on, unless others are named."
+    examples = (
+        "bertune evaluate runs/papers more.csv",
+        "bertune evaluate runs/nli other.csv --text premise --text-pair hypothesis",
+        "bertune evaluate runs/nli test.tsv --config runs/nli/run/config.yaml",
+        "bertune evaluate runs/nli dev.tsv test.tsv --json --out metrics.json",
+    )
+
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Result of bertune train.", show_default=False)]
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE", help="Labelled files of one layout.", show_default=False)
+    ]
+    out: Annotated[str | None, typer.Option(metavar="FILE.json", help="Write all metrics there, too.")] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")] = False
+
+    def run(self) -> None:
+        display = start_display(quiet=self.quiet)
+        config = configured(self, DEFAULTS, keys=KEYS, say=display.say)
+        target = None if self.out is None else check_target(self.out, overwrite=self.overwrite, inputs=self.files)
+        metrics, kind = measure(self.folder, self.files, config, display)
+        if target is not None:
+            from bertune.files import write_json
+
+            write_json(target, metrics)
+            display.say(f"All metrics are in {target}.")
+        if self.as_json:
+            print_json(metrics)
+            return
+
+        from bertune.evaluate.metrics import label_table, result_table
+
+        print_table(result_table({"value": metrics}, kind))
+        print()
+        print_table(label_table(metrics))
+
+
+def measure(folder: str, files: list[str], config: Config, display: Display) -> tuple[dict[str, Any], str]:
+    """The metrics of the model in `folder` on labelled files, and its kind of task."""
+    fixed = trained_task(folder)  # a folder that is no result is said to be so before torch is imported
+
+    from bertune.data.read import read_table
+    from bertune.data.tasks import encode_labels, infer_task, rows_of
+    from bertune.evaluate.metrics import evaluate
+    from bertune.model.machine import peak_memory
+    from bertune.ship.predict import readable_task
+
+    table = read_table(files, reading(config.data, fixed, label=True))
+    for note in table.notes:
+        display.say(note)
+    task, sentence = infer_task(table, config.data, fixed=fixed)
+    display.say(sentence)
+    targets = encode_labels(task, table, advice="Fix the row, or leave such rows out with --drop-label.")
+    predictor = open_predictor(folder, config)
+    rows = rows_of(readable_task(task, table.columns, predictor.tokenizer), table, allow_empty=False)
+    begin = time.perf_counter()
+    logits, tokens = logits_of(predictor, rows, display)
+    seconds = time.perf_counter() - begin
+    metrics = evaluate(task.kind, task.labels, logits, targets)
+    speed = {"examples_per_second": len(rows) / seconds, "tokens_per_second": tokens / seconds}
+    return {**metrics, "seconds": seconds, **speed, "peak_memory_bytes": peak_memory()}, task.kind
+
+
+def logits_of(predictor: Predictor, rows: Rows, display: Display) -> tuple[np.ndarray, int]:
+    """Logits [rows, labels] and the number of tokens, told as it goes."""
+    import numpy as np
+
+    parts, tokens = [], 0
+    with display.measure(len(rows), "rows") as meter:
+        for start in range(0, len(rows), CHUNK):
+            encoded = predictor.encode(rows.slice(start, start + CHUNK))
+            parts.append(predictor.backend.logits(encoded))
+            tokens += int(encoded.lengths.sum())
+            meter.advance(min(start + CHUNK, len(rows)))
+    return np.concatenate(parts), tokens

@@ -1,0 +1,38 @@
+"""Results: on stdout, or in a file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bertune.errors import ConfigError
+from bertune.files import to_json
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on one line."""
+    sys.stdout.write(to_json(value) + "\n")
+
+
+def print_table(table: Sequence[Sequence[str]]) -> None:
+    """A header and rows, the first column aligned left and the rest right."""
+    from bertune.evaluate.metrics import format_table
+
+    sys.stdout.write(format_table(table) + "\n")
+
+
+def check_target(out: str, *, overwrite: bool, inputs: Iterable[str]) -> Path:
+    """The path of a file to write at the end of the work; ConfigError where that could not be, or would cost a file."""
+    path = Path(out)
+    if path.is_dir():
+        raise ConfigError(f"--out {out}: is a folder; name a file in it.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder '{path.parent}'. Make it, or choose another place.")
+    if path.exists():
+        if any(Path(name).exists() and path.samefile(name) for name in inputs):
+            raise ConfigError(f"--out {out}: is the file that is read; choose another name.")
+        if not overwrite:
+            raise ConfigError(f"--out {out}: the file exists. Choose another name, or pass --overwrite to replace it.")
+    return path

@@ -1,0 +1,141 @@
+"""bertune predict: labels and probabilities for new rows, in their order, none left out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+from bertune.commands.incoming import spooled, tables_of_files, tables_of_lines
+from bertune.commands.opening import DEFAULTS, MACHINE, open_predictor, trained_task
+from bertune.commands.options import READING, Configured, configured, flags_of, with_flags
+from bertune.commands.output import check_target, print_json
+from bertune.commands.sheet import FORMS, Sheet, check_columns, format_of
+from bertune.errors import ConfigError, nearest
+from bertune.progress import Display, is_terminal, start_display
+
+if TYPE_CHECKING:
+    from bertune.data.read import Table
+    from bertune.data.tasks import Task
+    from bertune.ship.predict import Predictor
+
+# --drop-label is not among them: no row is left out.
+KEYS = (*(key for key in READING if key != "data.drop_label"), "data.text", "data.text_pair", *MACHINE)
+
+
+@with_flags(*flags_of(KEYS), base=DEFAULTS)
+class Predict(Configured):
+    details = (
+        "The output has the columns of the input, then `prediction`, then `prob:<label>` for each label. Several labels "
+        "in a cell of CSV or TSV are joined by the separator of the training data, or by | (by ; where a label holds "
+        "that); in JSON lines they are a list. Without --out it goes to stdout."
+    )
+    examples = (
+        "bertune predict runs/papers new.csv --out scored.csv",
+        "echo 'some text' | bertune predict runs/papers -",
+        "printf 'A man sleeps.\\tHe is awake.\\n' | bertune predict runs/nli - --json",
+        "bertune predict runs/papers - --format jsonl --out scored.jsonl < new.jsonl",
+    )
+
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Result of bertune train.", show_default=False)]
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE", show_default=False,
+            help="Files of one layout; or - for stdin: one text a line, a pair separated by a tab, or with --format a "
+            "table.",
+        ),
+    ]  # fmt: skip
+    out: Annotated[str | None, typer.Option(metavar="FILE", help="Where the rows go: .csv, .tsv or .jsonl.")] = None
+    output_format: Annotated[
+        str | None,
+        typer.Option(metavar="|".join(FORMS), help="By default as --out ends; on stdout csv, or lines for a text a line."),
+    ] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")] = False
+
+    def run(self) -> None:
+        display = start_display(quiet=self.quiet)
+        config = configured(self, DEFAULTS, keys=KEYS, say=display.say)
+        piped = self.files == ["-"]
+        as_lines = piped and config.data.format in ("auto", "text") and config.data.layout == "auto"
+        form = self.form(as_lines)
+        target = None if self.out is None else check_target(self.out, overwrite=self.overwrite, inputs=self.files)
+        task = trained_task(self.folder)
+        with ExitStack() as stack:
+            if as_lines:
+                self.refuse_table_flags()
+                placed, tables = tables_of_lines(sys.stdin.buffer, config.data, task, display)
+            else:
+                files = [stack.enter_context(spooled())] if piped else self.files
+                placed, tables = tables_of_files(files, config.data, task)
+            first = next(tables)  # what is wrong with the columns is said before torch is imported
+            check_columns(first, placed)
+            predictor = open_predictor(self.folder, config)
+            sheet = Sheet(stack.enter_context(output(target)), form, first.columns, task)
+            show = target is not None or not is_terminal(sys.stdout)
+            rows = fill(sheet, predictor, placed, chain([first], tables), display, show=show)
+        if target is not None:
+            display.say(f"{rows:,} rows are in {target}.")
+            if self.as_json:
+                print_json({"out": str(target), "rows": rows, "labels": list(task.labels)})
+
+    def refuse_table_flags(self) -> None:
+        """ConfigError for a flag that says how to read a table, where stdin holds one text a line."""
+        for flag in self.flags:
+            if flag.section == "data" and flag.field not in ("format", "encoding") and getattr(self, flag.attribute):
+                raise ConfigError(f"{flag.name}: - is read as one text a line; pass --format csv or jsonl for a table.")
+
+    def form(self, as_lines: bool) -> str:
+        """One of FORMS."""
+        if "-" in self.files and len(self.files) > 1:
+            raise ConfigError("'-' is stdin and stands alone; name files, or pipe them in.")
+        if self.output_format is None:
+            if self.out is not None:
+                return format_of(self.out)
+            return "jsonl" if self.as_json else "lines" if as_lines else "csv"
+        if self.output_format not in FORMS:
+            near = nearest(self.output_format, FORMS) or f"; expected {', '.join(FORMS)}."
+            raise ConfigError(f"--output-format: no format '{self.output_format}'{near}")
+        if self.as_json and self.out is None and self.output_format != "jsonl":
+            raise ConfigError(f"--json writes JSON lines on stdout; leave out --output-format {self.output_format}.")
+        return self.output_format
+
+
+def fill(
+    sheet: Sheet, predictor: Predictor, task: Task, tables: Iterator[Table], display: Display, *, show: bool
+) -> int:
+    """Predict table after table and write each; the number of rows. show: tell how far it is."""
+    from bertune.evaluate.metrics import probabilities
+
+    done = 0
+    with display.measure(None, "rows") if show else nullcontext() as meter:
+        for table in tables:
+            logits = predictor.logits_of_table(table, task)
+            cells = [table.column(name) for name in table.columns]
+            sheet.write(cells, predictor.names(logits), probabilities(task.kind, logits))
+            sheet.stream.flush()
+            done += len(table)
+            if meter is not None:
+                meter.advance(done)
+    return done
+
+
+@contextmanager
+def output(target: Path | None) -> Iterator[TextIO]:
+    """Where rows are written: stdout, or a file that appears whole at the end or not at all."""
+    if target is None:
+        yield sys.stdout
+        return
+    from bertune.files import atomic_path
+
+    # Half a character in a cell must not cost the file; in JSON its escape means the same.
+    with (
+        atomic_path(target) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream,
+    ):
+        yield stream

@@ -1,0 +1,125 @@
+"""What `bertune predict` writes: the columns that came in, then `prediction`, then `prob:<label>` for each label."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, TextIO
+
+from bertune.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bertune.data.read import Table
+    from bertune.data.tasks import Task
+
+PREDICTION, PROBABILITY = "prediction", "prob:"
+FORMS = ("csv", "tsv", "jsonl", "lines")
+SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+# Between the labels of a cell: the first of these that no label holds.
+SEPARATORS = ("|", ";", ",", "/", "||")
+SHOWN = 80  # characters of a text in `lines`
+
+
+def format_of(name: str) -> str:
+    """csv, tsv or jsonl by the ending of a file name."""
+    suffix = PurePath(name).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ConfigError(
+            f"--out {name}: its ending tells no format; use one of {', '.join(SUFFIXES)}, or pass --output-format."
+        )
+    return SUFFIXES[suffix]
+
+
+def check_columns(table: Table, task: Task) -> None:
+    """DataError where a text column is missing, or where one has the name of a column that is added."""
+    for name in (*task.text, *task.text_pair):
+        table.column(name)
+    added = [PREDICTION, *(PROBABILITY + label for label in task.labels)]
+    for name in table.columns:
+        if name in added:
+            raise DataError(
+                f"{table.files[0]}: has a column '{name}' already, and the output would have it twice. "
+                "Rename it there, or remove it."
+            )
+
+
+def separator(task: Task) -> str:
+    """What stands between the labels of a cell: as in the training data, else |, or another where a label holds that."""
+    choices = (task.label_sep, *SEPARATORS) if task.label_sep else SEPARATORS
+    for choice in choices:
+        if not any(choice in label for label in task.labels):
+            return choice
+    raise ConfigError("The labels hold every separator that a cell could have; pass --output-format jsonl.")
+
+
+class Sheet:
+    """Writes rows as csv, tsv, jsonl, or `lines`: the answer and the beginning of the text, for people."""
+
+    def __init__(self, stream: TextIO, form: str, columns: Sequence[str], task: Task) -> None:
+        self.stream, self.form, self.task = stream, form, task
+        self.names = [*columns, PREDICTION, *(PROBABILITY + label for label in task.labels)]
+        self.is_table = form in ("csv", "tsv")
+        self.joint = separator(task) if self.is_table and task.kind == "multi" else ""
+        self.table = csv.writer(stream, delimiter="\t" if form == "tsv" else ",", lineterminator="\n")
+        if self.is_table:
+            self.table.writerow(self.names)
+
+    def write(self, cells: Sequence[Sequence[Any]], predictions: Sequence[Any], shares: np.ndarray) -> None:
+        """cells: a list a column; predictions: a label, or a list of labels, a row; shares: [rows, labels]."""
+        rows = list(zip(zip(*cells, strict=True), predictions, shares.tolist(), strict=True))
+        if self.form == "lines":
+            self._write_lines(rows)
+            return
+        for row, prediction, share in rows:
+            probabilities = [float(f"{value:.6g}") for value in share]
+            if self.is_table:
+                said = self.joint.join(prediction) if isinstance(prediction, list) else prediction
+                self.table.writerow([*map(cell_text, row), said, *probabilities])
+            else:
+                record = dict(zip(self.names, [*map(plain, row), prediction, *probabilities], strict=True))
+                self.stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def _write_lines(self, rows: list[tuple[Any, Any, list[float]]]) -> None:
+        from bertune.evaluate.metrics import text_width
+
+        answers = [self._answer(prediction, share) for _, prediction, share in rows]
+        wide = min(48, max(map(text_width, answers)))
+        for answer, (row, _, _) in zip(answers, rows, strict=True):
+            pad = " " * max(0, wide - text_width(answer))
+            self.stream.write(f"{answer}{pad}  {shortened(' | '.join(row))}\n")
+
+    def _answer(self, prediction: Any, share: list[float]) -> str:
+        """`Physics 0.93`; of several labels the most probable first; `none (Physics 0.31)` where there is none."""
+        ranked = sorted(zip(share, self.task.labels, strict=True), key=lambda pair: -pair[0])
+        said = prediction if isinstance(prediction, list) else [prediction]
+        chosen = [f"{label} {value:.2f}" for value, label in ranked if label in said]
+        return ", ".join(chosen) or f"none ({ranked[0][1]} {ranked[0][0]:.2f})"
+
+
+def cell_text(value: Any) -> str:
+    """A cell of any format as text: nothing for a missing one, JSON for a list."""
+    if value is None:
+        return ""
+    return json.dumps(plain(value), ensure_ascii=False) if isinstance(value, list | dict) else str(value)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it; dates and the like as text, NaN and infinities as null."""
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text, on one line and without control characters."""
+    start = text[: 4 * SHOWN]
+    line = " ".join("".join(char if char.isprintable() else " " for char in start).split())
+    return line if len(line) <= SHOWN and start == text else line[: SHOWN - 1] + "…"

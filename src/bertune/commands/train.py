@@ -1,0 +1,84 @@
+"""bertune train: from a table to a tested model in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bertune.commands.options import Configured, configured, flags_of, with_flags
+from bertune.commands.output import print_json, print_table
+from bertune.config import Config
+from bertune.errors import ConfigError
+from bertune.progress import start_display
+
+@with_flags(*flags_of())
+class Train(Configured):
+    details = "Columns, labels, splits and settings that are not given are found or chosen, and said."
+    examples = (
+        "bertune train papers.csv --text TITLE --text ABSTRACT --out runs/papers",
+        "bertune train train.tsv --valid dev.tsv --test test.tsv --out runs/nli",
+        "bertune train 'parts/*.csv' --group author --epochs 5 --out runs/parts",
+        "bertune train --config recipes/snli-mini.yaml snli_1.0.zip --out runs/snli",
+        "bertune train --resume --out runs/papers",
+    )
+
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="DATA", show_default=False,
+            help="CSV, TSV, JSON lines, Parquet or Arrow files, also packed with gzip; patterns such as 'parts/*.csv'; "
+            "SNLI's zip or folder; hf:// addresses.",
+        ),
+    ] = None  # fmt: skip
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="Where the result goes. Required.")] = None
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out; DATA may then be left out.")
+    ] = False
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the earlier result in --out.")] = False
+
+    def run(self) -> None:
+        if not self.out:
+            raise ConfigError("--out is missing: name the folder for the result, for example --out runs/papers.")
+        display = start_display(quiet=self.quiet)
+        base = recorded(Path(self.out)) if self.resume and not self.files and self.config is None else Config()
+        config = configured(self, base, say=display.say)
+        if self.files:
+            config = config.updated({"data": {"files": self.files}}, place="DATA")
+        if not config.data.files:
+            raise ConfigError(
+                "DATA is missing: name one or more files, for example bertune train papers.csv --out runs/papers."
+            )
+
+        from bertune.training.run import run
+
+        result = run(config, out=self.out, resume=self.resume, overwrite=self.overwrite, listener=display)
+        if self.as_json:
+            print_json({"out": str(result.out), "task": result.task.to_dict(), "metrics": result.metrics})
+        else:
+            print_results(result.metrics, result.task.kind)
+        display.say(f"The model is in {result.out}. Next: bertune predict {shell_word(result.out)} new.csv --out scored.csv")
+
+
+def recorded(out: Path) -> Config:
+    """The configuration of the run in `out`, or the defaults where there is none."""
+    path = out / "run" / "config.yaml"
+    return Config.load(path) if path.is_file() else Config()
+
+
+def print_results(metrics: dict[str, Any], kind: str) -> None:
+    """The table of what was measured; a split without the metric that chose the epoch was not."""
+    from bertune.evaluate.metrics import result_table
+
+    measured = {
+        name: metrics[name] for name in ("train", "valid", "test") if metrics["metric"] in metrics.get(name, {})
+    }
+    if measured:
+        print_table(result_table(measured, kind))
+
+
+def shell_word(path: Path) -> str:
+    """A path as it can be typed."""
+    text = str(path)
+    return f'"{text}"' if " " in text else text

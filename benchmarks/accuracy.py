@@ -62,9 +62,12 @@ def _run_cell(name: str, side: str, seed: int, options: argparse.Namespace) -> N
         command += ["--variant", f"{side}={options.variants[side]}"]
     if options.model:
         command += ["--model", options.model]
-    done = subprocess.run([str(part) for part in command], check=False)
+    log = path.with_suffix(".log")
+    with log.open("w", encoding="utf-8") as stream:
+        done = subprocess.run([str(part) for part in command], stdout=stream, stderr=stream, check=False)
     if done.returncode:
-        sys.exit(f"{name}, {side}, seed {seed}: ended with {done.returncode}")
+        last = log.read_text(encoding="utf-8", errors="replace")[-3000:]
+        sys.exit(f"{name}, {side}, seed {seed}: ended with {done.returncode}; see {log}\n{last}")
 
 
 def cell(name: str, side: str, seed: int, options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Training speed on a GPU: BERT-base with random weights beside transformers' Trainer in bf16, on SNLI and IMDb lengths.
+"""Training speed on a GPU: BERT-base, random weights, beside transformers' Trainer in bf16, on SNLI and IMDb lengths.
 
     python benchmarks/gpu_speed.py --data ../shared/data --seconds 30 --json gpu_speed.json
 

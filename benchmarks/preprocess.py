@@ -3,8 +3,8 @@
     python benchmarks/preprocess.py --data ../shared/data --rounds 5 --json preprocess.json
 
 Both read the training file (SNLI: 56k pairs as TSV; IMDb: 25k reviews as gzipped JSON lines) and tokenize all of it
-with MiniLM's vocabulary, cut to 128 and 512 tokens; nothing is cached. Each pass is a process of its own, in turn; importing
-is not timed. The plain loop uses the csv and json modules and 1,000 rows a call.
+with MiniLM's vocabulary, cut to 128 and 512 tokens; nothing is cached. Each pass is a process of its own, in turn, and
+importing is not timed. The plain loop uses the csv and json modules and 1,000 rows a call.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a random BERT that trains in a fraction of a second (see tiny.py)."""
-    from tiny import make_tiny_bert
+    """Folder of a random BERT that trains in a fraction of a second (see tiny_runs.py)."""
+    from tiny_runs import make_tiny_bert
 
     return make_tiny_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
 

@@ -38,9 +38,8 @@ def _name(path: Path) -> str:
 
 
 def _part(path: Path) -> str:
-    """`data` for data/read.py, `config` for config.py; the files of a command line in several are `cli` too."""
-    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    return "cli" if first.startswith("cli_") else first
+    """`data` for data/read.py, `config` for config.py."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def _imports(path: Path) -> list[tuple[int, str]]:

@@ -1,109 +1,77 @@
-"""A tiny random BERT folder and small tables that it can learn, so that a whole training takes less than a second."""
+"""A tiny random BERT in a folder, and tiny tables to train it on: whole runs in a second or two."""
 
 from __future__ import annotations
 
-import json
+import csv
+import random
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from safetensors.torch import save_file
-
-TOPICS = {
-    "animals": ["cat", "dog", "horse", "bird", "fish"],
-    "plants": ["tree", "flower", "grass", "leaf", "root"],
-    "tools": ["hammer", "saw", "nail", "drill", "wrench"],
-}
-PLAIN = ["the", "a", "is", "was", "in", "on", "of", "and", "my", "old", "new", "big", "small", "green", "red", "very",
-         "house", "garden", "street", "box", "near", "under", "with", "two", "some", "we", "saw", "found", "left"]  # fmt: skip
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", "?",
-              *dict.fromkeys(PLAIN + [word for words in TOPICS.values() for word in words])]  # fmt: skip
-
-# Settings under which tests of training are quick and the same on every machine.
-QUICK: dict[str, Any] = {
-    "train.threads": 1, "train.device": "cpu", "train.precision": "fp32", "train.lr": 5e-3, "train.batch_size": 8,
-    "train.epochs": 2, "model.max_length": 24,
-}  # fmt: skip
+GOOD = ("good", "great", "lovely", "fine")
+BAD = ("bad", "awful", "poor", "dull")
+THINGS = ("film", "book", "song", "meal", "game", "trip")
+FILLERS = ("the", "was", "a", "very", "it", "and", "really", "we", "saw", "had")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-def make_tiny_bert(
-    folder: Path, *, layers: int = 2, hidden: int = 16, heads: int = 2, ffn: int = 32, positions: int = 64,
-    dropout: float = 0.1, seed: int = 0,
-) -> Path:
-    """A folder as the hub has it: config.json, model.safetensors with random weights, and vocab.txt."""
+def write_tiny_bert(folder: Path, *, seed: int = 0) -> Path:
+    """config.json, model.safetensors and vocab.txt of a BERT with 2 layers, 32 wide, with random weights."""
+    import torch
+    import transformers
+
+    words = [*SPECIAL, *GOOD, *BAD, *THINGS, *FILLERS, *"abcdefghijklmnopqrstuvwxyz", *map("##{}".format, "aeilnorst")]
     folder.mkdir(parents=True, exist_ok=True)
-    random = torch.Generator().manual_seed(seed)
-    tensors: dict[str, torch.Tensor] = {}
-
-    def matrix(name: str, *shape: int) -> None:
-        tensors[name] = torch.randn(*shape, generator=random) * 0.2
-
-    def linear(name: str, rows: int, columns: int) -> None:
-        matrix(f"{name}.weight", rows, columns)
-        matrix(f"{name}.bias", rows)
-
-    def norm(name: str) -> None:
-        tensors[f"{name}.weight"] = 1 + torch.randn(hidden, generator=random) * 0.1
-        tensors[f"{name}.bias"] = torch.randn(hidden, generator=random) * 0.1
-
-    for name, rows in (("word", len(VOCABULARY)), ("position", positions), ("token_type", 2)):
-        matrix(f"embeddings.{name}_embeddings.weight", rows, hidden)
-    norm("embeddings.LayerNorm")
-    for number in range(layers):
-        place = f"encoder.layer.{number}"
-        for part in ("query", "key", "value"):
-            linear(f"{place}.attention.self.{part}", hidden, hidden)
-        linear(f"{place}.attention.output.dense", hidden, hidden)
-        norm(f"{place}.attention.output.LayerNorm")
-        linear(f"{place}.intermediate.dense", ffn, hidden)
-        linear(f"{place}.output.dense", hidden, ffn)
-        norm(f"{place}.output.LayerNorm")
-    linear("pooler.dense", hidden, hidden)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = {
-        "model_type": "bert", "architectures": ["BertModel"], "vocab_size": len(VOCABULARY), "hidden_size": hidden,
-        "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": ffn, "hidden_act": "gelu",
-        "max_position_embeddings": positions, "type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 0,
-        "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout, "initializer_range": 0.02,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64, initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    transformers.BertModel(config).save_pretrained(folder)
     return folder
 
 
-def sentence(random: np.random.Generator, topics: list[str], *, words: int | None = None) -> str:
-    """Plain words of varying number, with one word of each topic somewhere among them."""
-    count = int(random.integers(2, 12)) if words is None else words
-    chosen = list(random.choice(PLAIN, count))
-    for topic in topics:
-        chosen.insert(int(random.integers(0, len(chosen) + 1)), str(random.choice(TOPICS[topic])))
-    return " ".join(map(str, chosen)) + " ."
-
-
-def topic_rows(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows `text`, `label`: one of three topics."""
-    random = np.random.default_rng(seed)
-    names = [list(TOPICS)[number] for number in random.integers(0, len(TOPICS), count)]
-    return [{"text": sentence(random, [name]), "label": name} for name in names]
-
-
-def multi_rows(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows `text` and a 0/1 column a topic; some rows have no topic, others several."""
-    random = np.random.default_rng(seed)
+def sentences(count: int, *, seed: int = 0) -> list[tuple[str, str]]:
+    """(text, label): the label is told by one word, `positive` or `negative`, in turn."""
+    chooser = random.Random(seed)
     rows = []
-    for drawn in random.random((count, len(TOPICS))) < 0.4:
-        topics = [name for name, there in zip(TOPICS, drawn, strict=True) if there]
-        rows.append({"text": sentence(random, topics)} | {name: int(name in topics) for name in TOPICS})
+    for index in range(count):
+        label, words = (("positive", GOOD), ("negative", BAD))[index % 2]
+        text = f"the {chooser.choice(THINGS)} was {chooser.choice(FILLERS)} {chooser.choice(words)}"
+        rows.append((text, label))
     return rows
 
 
-def pair_rows(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows `first`, `second`, `label`: whether both sentences are about the same topic."""
-    random = np.random.default_rng(seed)
-    rows = []
+def write_table(path: Path, header: tuple[str, ...], rows: list[tuple[object, ...]]) -> Path:
+    """A CSV, or a TSV by its name."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",", lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path
+
+
+def single_label_table(path: Path, count: int = 60, *, seed: int = 0) -> Path:
+    """Columns text, label."""
+    return write_table(path, ("text", "label"), list(sentences(count, seed=seed)))
+
+
+def multi_label_table(path: Path, count: int = 60, *, seed: int = 0) -> Path:
+    """Columns TITLE, ABSTRACT and the 0/1 columns film, book, `old | new`."""
+    chooser = random.Random(seed)
+    rows: list[tuple[object, ...]] = []
     for _ in range(count):
-        left, right = (str(name) for name in random.choice(list(TOPICS), 2))
-        label = "same" if left == right else "other"
-        rows.append({"first": sentence(random, [left]), "second": sentence(random, [right]), "label": label})
-    return rows
+        flags = [chooser.random() < 0.5 for _ in range(3)]
+        words = [word for word, chosen in zip(("film", "book", "song"), flags, strict=True) if chosen]
+        rows.append((" ".join(words) or "it", f"we saw {chooser.choice(GOOD)}", *map(int, flags)))
+    return write_table(path, ("TITLE", "ABSTRACT", "film", "book", "old | new"), rows)
+
+
+def pair_table(path: Path, count: int = 60, *, seed: int = 0) -> Path:
+    """Columns gold_label, sentence1, sentence2 as in SNLI; every tenth label is '-'."""
+    chooser = random.Random(seed)
+    rows: list[tuple[object, ...]] = []
+    for index in range(count):
+        thing, other = chooser.choice(THINGS), chooser.choice(THINGS)
+        label = "-" if index % 10 == 9 else ("same", "other")[index % 2]
+        rows.append((label, f"we saw the {thing}", f"a {thing if index % 2 == 0 else other} it was"))
+    return write_table(path, ("gold_label", "sentence1", "sentence2"), rows)

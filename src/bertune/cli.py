@@ -101,17 +101,16 @@ def run(arguments: list[str]) -> int:
     try:
         parsed = parser.main(arguments, prog_name="bertune", standalone_mode=False, windows_expand_args=False)
     except typer.TyperException as error:
-        return fail(usage_sentence(error), 2)
+        return fail(usage_sentence(error, f"bertune {chosen}" if chosen in COMMANDS else "bertune"), 2)
     if parsed is None or isinstance(parsed, int):  # the exit code after --help and --version
         return parsed or 0
     parsed.run()
     return 0
 
 
-def usage_sentence(error: typer.TyperException) -> str:
-    """What is wrong with a command line; for an unknown option the nearest one."""
+def usage_sentence(error: typer.TyperException, path: str) -> str:
+    """What is wrong with a command line of `path`; for an unknown option the nearest one."""
     context = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else "bertune"
     option = getattr(error, "option_name", None)
     text = " ".join(error.format_message().split())
     if option is not None and text.startswith("No such option"):

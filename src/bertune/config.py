@@ -199,7 +199,7 @@ class TrainConfig(_Section):
                                 json_schema_extra=_flag("--threads", group="Machine"))
     token_budget: int | None = Field(None, ge=1, description="Tokens computed at once; forms micro-batches only.",
                                      json_schema_extra=_flag("--token-budget", group="Machine"))
-    compile: Literal["auto", "yes", "no"] = Field("auto", description="torch.compile; auto: on a GPU for long runs.")
+    compile: Literal["auto", "yes", "no"] = Field("auto", description="torch.compile on cuda; auto: for long runs.")
     checkpoint_minutes: float = Field(5.0, ge=0, description="Time between checkpoints; saving changes nothing about the result.")
     checkpoint_steps: int | None = Field(None, ge=1, description="Steps between checkpoints, instead of minutes.")
 
@@ -275,7 +275,8 @@ def _merge(base: dict[str, Any], values: dict[str, Any], place: str, path: str =
         name = f"{path}{key}"
         if key not in base:
             choices = list(base)
-            raise ConfigError(f"{place}: '{name}' is not an option{nearest(str(key), choices) or '; choices: ' + ', '.join(choices)}.")
+            hint = nearest(str(key), choices) or f"; choices: {', '.join(choices)}."
+            raise ConfigError(f"{place}: '{name}' is not an option{hint}")
         if isinstance(base[key], dict):
             if not isinstance(value, dict):
                 raise ConfigError(f"{place}: '{name}' is a section; set one of {', '.join(base[key])}.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bertune.commands.opening import DEFAULTS, MACHINE, open_predictor, reading, trained_task
-from bertune.commands.options import READING, Configured, configured, flags_of, with_flags
+from bertune.commands.options import READING, Configured, configured, flags_of, switch, with_flags
 from bertune.commands.output import check_target, print_json, print_table
 from bertune.config import Config
 from bertune.progress import Display, start_display
@@ -39,7 +39,7 @@ class Evaluate(Configured):
         list[str], typer.Argument(metavar="FILE", help="Labelled files of one layout.", show_default=False)
     ]
     out: Annotated[str | None, typer.Option(metavar="FILE.json", help="Write all metrics there, too.")] = None
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")] = False
+    overwrite: Annotated[bool, switch("--overwrite", "Replace an existing --out.")] = False
 
     def run(self) -> None:
         display = start_display(quiet=self.quiet)

@@ -6,13 +6,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from bertune.commands.options import Command, with_flags
+from bertune.commands.options import Command, switch, with_flags
 from bertune.commands.output import print_json
+from bertune.errors import ConfigError
 from bertune.progress import start_display
+
 
 @with_flags()
 class Models(Command):
@@ -53,9 +55,9 @@ class Convert(Command):
     revision: Annotated[str | None, typer.Option(metavar="TEXT", help="Hub revision.")] = None
     heads: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Attention heads of an archive of the book, where not the published number."),
+        typer.Option(min=1, metavar="N", help="Attention heads of an archive of the book, where not the usual."),
     ] = None
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model folder OUT.")] = False
+    overwrite: Annotated[bool, switch("--overwrite", "Replace the model folder OUT.")] = False
 
     def run(self) -> None:
         start_display(quiet=self.quiet)
@@ -78,10 +80,13 @@ class Cache(Command):
     examples = ("bertune cache", "bertune cache clear")
 
     action: Annotated[
-        Literal["list", "clear"], typer.Argument(metavar="[list|clear]", help="clear removes every entry.")
+        str, typer.Argument(metavar="list|clear", help="clear removes every entry.", show_default=False)
     ] = "list"
 
     def run(self) -> None:
+        if self.action not in ("list", "clear"):
+            raise ConfigError(f"bertune cache {self.action}: expected list or clear.")
+
         from bertune.data.cache import cache_entries, cache_limit, clear_cache
         from bertune.paths import cache_root
 

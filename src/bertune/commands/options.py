@@ -90,6 +90,11 @@ def flags_of(keys: Iterable[str] | None = None) -> tuple[Flag, ...]:
     return tuple(found)
 
 
+def switch(name: str, text: str, *, panel: str | None = None) -> Any:
+    """An option without a value."""
+    return typer.Option(name, help=text, metavar="", rich_help_panel=panel)
+
+
 @dataclass(kw_only=True)
 class Command:
     """What every command takes. `run` does the work; what goes wrong is raised as an error of errors.py."""
@@ -98,12 +103,8 @@ class Command:
     examples: ClassVar[tuple[str, ...]] = ()
     flags: ClassVar[tuple[Flag, ...]] = ()
 
-    as_json: Annotated[
-        bool, typer.Option("--json", help="JSON on stdout, everything else on stderr.", rich_help_panel="Output")
-    ] = False
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="Say nothing but results, warnings and errors.", rich_help_panel="Output")
-    ] = False
+    as_json: Annotated[bool, switch("--json", "JSON on stdout, everything else on stderr.", panel="Output")] = False
+    quiet: Annotated[bool, switch("--quiet", "Say nothing but results, warnings and errors.", panel="Output")] = False
 
     def run(self) -> None:
         """Do it."""

@@ -13,7 +13,7 @@ import typer
 
 from bertune.commands.incoming import spooled, tables_of_files, tables_of_lines
 from bertune.commands.opening import DEFAULTS, MACHINE, open_predictor, trained_task
-from bertune.commands.options import READING, Configured, configured, flags_of, with_flags
+from bertune.commands.options import READING, Configured, configured, flags_of, switch, with_flags
 from bertune.commands.output import check_target, print_json
 from bertune.commands.sheet import FORMS, Sheet, check_columns, format_of
 from bertune.errors import ConfigError, nearest
@@ -31,9 +31,9 @@ KEYS = (*(key for key in READING if key != "data.drop_label"), "data.text", "dat
 @with_flags(*flags_of(KEYS), base=DEFAULTS)
 class Predict(Configured):
     details = (
-        "The output has the columns of the input, then `prediction`, then `prob:<label>` for each label. Several labels "
-        "in a cell of CSV or TSV are joined by the separator of the training data, or by | (by ; where a label holds "
-        "that); in JSON lines they are a list. Without --out it goes to stdout."
+        "The output has the columns of the input, then `prediction`, then `prob:<label>` for each label. Several "
+        "labels in a cell of CSV or TSV are joined by the separator of the training data, or by | (by ; where a label "
+        "holds that); in JSON lines they are a list. Without --out it goes to stdout."
     )
     examples = (
         "bertune predict runs/papers new.csv --out scored.csv",
@@ -54,9 +54,9 @@ class Predict(Configured):
     out: Annotated[str | None, typer.Option(metavar="FILE", help="Where the rows go: .csv, .tsv or .jsonl.")] = None
     output_format: Annotated[
         str | None,
-        typer.Option(metavar="|".join(FORMS), help="By default as --out ends; on stdout csv, or lines for a text a line."),
+        typer.Option(metavar="|".join(FORMS), help="By default as --out ends; on stdout csv, or lines for texts."),
     ] = None
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")] = False
+    overwrite: Annotated[bool, switch("--overwrite", "Replace an existing --out.")] = False
 
     def run(self) -> None:
         display = start_display(quiet=self.quiet)

@@ -48,7 +48,7 @@ def check_columns(table: Table, task: Task) -> None:
 
 
 def separator(task: Task) -> str:
-    """What stands between the labels of a cell: as in the training data, else |, or another where a label holds that."""
+    """What stands between the labels of a cell: as in the training data, else |, or the next that no label holds."""
     choices = (task.label_sep, *SEPARATORS) if task.label_sep else SEPARATORS
     for choice in choices:
         if not any(choice in label for label in task.labels):

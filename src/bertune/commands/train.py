@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from bertune.commands.options import Configured, configured, flags_of, with_flags
+from bertune.commands.options import Configured, configured, flags_of, switch, with_flags
 from bertune.commands.output import print_json, print_table
 from bertune.config import Config
 from bertune.errors import ConfigError
 from bertune.progress import start_display
+
 
 @with_flags(*flags_of())
 class Train(Configured):
@@ -34,9 +35,9 @@ class Train(Configured):
     ] = None  # fmt: skip
     out: Annotated[str | None, typer.Option(metavar="DIR", help="Where the result goes. Required.")] = None
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out; DATA may then be left out.")
+        bool, switch("--resume", "Go on from the newest checkpoint in --out; DATA may then be left out.")
     ] = False
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the earlier result in --out.")] = False
+    overwrite: Annotated[bool, switch("--overwrite", "Replace the earlier result in --out.")] = False
 
     def run(self) -> None:
         if not self.out:
@@ -47,8 +48,9 @@ class Train(Configured):
         if self.files:
             config = config.updated({"data": {"files": self.files}}, place="DATA")
         if not config.data.files:
+            also = f", and {self.out} holds no run to take up" if self.resume else ""
             raise ConfigError(
-                "DATA is missing: name one or more files, for example bertune train papers.csv --out runs/papers."
+                f"DATA is missing{also}: name one or more files, for example bertune train papers.csv --out runs/papers."
             )
 
         from bertune.training.run import run
@@ -58,7 +60,8 @@ class Train(Configured):
             print_json({"out": str(result.out), "task": result.task.to_dict(), "metrics": result.metrics})
         else:
             print_results(result.metrics, result.task.kind)
-        display.say(f"The model is in {result.out}. Next: bertune predict {shell_word(result.out)} new.csv --out scored.csv")
+        display.say(f"The model is in {result.out}.")
+        display.say(f"Next: bertune predict {shell_word(result.out)} new.csv --out scored.csv")
 
 
 def recorded(out: Path) -> Config:

@@ -125,17 +125,54 @@ def attention(qkv: Tensor, plan: Plan, *, heads: int, dropout: float, noise: Noi
     return _Grouped.apply(qkv, plan.groups, heads, rate, noise, window)
 
 
+def attention_of_first(
+    query: Tensor, key_value: Tensor, plan: Plan, *, heads: int, dropout: float, noise: Noise | None
+) -> Tensor:
+    """What `attention` gives for the first token of each row, and nothing else.
+
+    query: [rows, hidden]; key_value: [tokens, 2 * hidden], key and value side by side; returns [rows, hidden].
+    """
+    rate = dropout if noise is not None else 0.0
+    hidden = query.shape[1]
+    size = hidden // heads
+    if query.device.type == "cuda":
+        parts = _half(key_value).view(len(key_value), 2, heads, size).unbind(1)
+        ones = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
+        return _flash_rows(_half(query).view(-1, heads, size), *parts, ones, 1, plan, rate, -1).to(query.dtype)
+    results, row = [], 0
+    for group in plan.groups:
+        cells = _padded(key_value, group)
+        key, value = cells.view(group.rows, group.width, 2, heads, size).permute(2, 0, 3, 1, 4)
+        asked = query[row : row + group.rows].view(group.rows, heads, 1, size)
+        scores = torch.matmul(asked * (1 / math.sqrt(size)), key.transpose(2, 3))
+        weights = torch.softmax(scores if group.bias is None else scores + group.bias, dim=-1)
+        if noise is not None:
+            weights = noise.dropout(weights, rate)
+        results.append(torch.matmul(weights, value).reshape(group.rows, hidden))
+        row += group.rows
+    return torch.cat(results)
+
+
+def _half(values: Tensor) -> Tensor:
+    """The GPU kernels know half precision only; a run asked to compute in fp32 attends in bf16 no more than it must."""
+    return values if values.dtype in (torch.float16, torch.bfloat16) else values.bfloat16()
+
+
 def _flash(qkv: Tensor, plan: Plan, heads: int, dropout: float, window: int) -> Tensor:
     tokens, width = qkv.shape
-    # The kernels know half precision only; a run asked to compute in fp32 attends in bf16 no more than it must.
-    half = qkv if qkv.dtype in (torch.float16, torch.bfloat16) else qkv.bfloat16()
-    query, key, value = half.view(tokens, 3, heads, width // (3 * heads)).unbind(1)
+    parts = _half(qkv).view(tokens, 3, heads, width // (3 * heads)).unbind(1)
+    return _flash_rows(*parts, plan.cu, plan.longest, plan, dropout, window).to(qkv.dtype)
+
+
+def _flash_rows(
+    query: Tensor, key: Tensor, value: Tensor, asked: Tensor, most: int, plan: Plan, dropout: float, window: int
+) -> Tensor:
     # The operator behind torch.nn.attention.varlen, called directly because that door has no dropout.
     out = torch.ops.aten._flash_attention_forward(
-        query, key, value, plan.cu, plan.cu, plan.longest, plan.longest, dropout, False, False,
+        query, key, value, asked, plan.cu, most, plan.longest, dropout, False, False,
         window_size_left=window, window_size_right=window,
     )[0]
-    return out.reshape(tokens, width // 3).to(qkv.dtype)
+    return out.reshape(len(query), -1)
 
 
 class _Grouped(torch.autograd.Function):

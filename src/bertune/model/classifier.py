@@ -33,5 +33,8 @@ class ClassifierModel(nn.Module):
         hidden: Tensor | None = None, start: int = 0,
     ) -> Tensor:
         """Logits [rows, labels] in fp32; `noise` switches dropout on; see `Encoder.forward` for the rest."""
+        if self.head.config.pooling == "cls" and isinstance(self.encoder, Encoder):
+            first = self.encoder(inputs, noise=noise, words=words, hidden=hidden, start=start, first_only=True)
+            return self.head.classify(first.float(), noise=noise)
         states = self.encoder(inputs, noise=noise, words=words, hidden=hidden, start=start)
         return self.head(states, inputs, noise=noise)

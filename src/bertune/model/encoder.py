@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bertune.data.batch import Batch
 from bertune.errors import ModelError
-from bertune.model.attention import Plan, attention, plan_attention
+from bertune.model.attention import Plan, attention, attention_of_first, plan_attention
 from bertune.model.noise import Noise
 
 Architecture = Literal["bert", "roberta", "distilbert", "electra", "modernbert", "d2l", "adapter"]
@@ -205,6 +205,25 @@ class Layer(nn.Module):
         context = attention(
             self.qkv(hidden), inputs.plan, heads=config.heads, dropout=config.attention_dropout, noise=noise
         )
+        return self._after_attention(context, hidden, noise)
+
+    def of_first(self, hidden: Tensor, inputs: Inputs, noise: Noise | None) -> Tensor:
+        """[tokens, hidden] -> [rows, hidden], the output for the first token of each row alone (post-norm layers).
+
+        The others are asked for key and value only, which is a sixth of the layer's products.
+        """
+        config, width = self.config, self.config.hidden
+        first = hidden.index_select(0, inputs.first)
+        weight, bias = self.qkv.weight, self.qkv.bias
+        query = F.linear(first, weight[:width], bias[:width] if bias is not None else None)
+        key_value = F.linear(hidden, weight[width:], bias[width:] if bias is not None else None)
+        context = attention_of_first(
+            query, key_value, inputs.plan, heads=config.heads, dropout=config.attention_dropout, noise=noise
+        )
+        return self._after_attention(context, first, noise)
+
+    def _after_attention(self, context: Tensor, hidden: Tensor, noise: Noise | None) -> Tensor:
+        config = self.config
         assert self.norm1 is not None
         hidden = drop_add_norm(self.out(context), hidden, self.norm1, config.dropout, noise)
         update = self.down(ACTIVATIONS[config.activation](self.up(hidden)))
@@ -267,9 +286,12 @@ class Encoder(nn.Module):
 
     def forward(
         self, inputs: Inputs, *, noise: Noise | None = None, words: Tensor | None = None, hidden: Tensor | None = None,
-        start: int = 0, stop: int | None = None,
+        start: int = 0, stop: int | None = None, first_only: bool = False,
     ) -> Tensor:
         """Hidden states [tokens, hidden] after layer `stop` (exclusive; None: the last, with the final norm).
+
+        first_only: just those of the first token of each row, [rows, hidden]; post-norm encoders then save five sixths
+        of the last layer.
 
         noise: source of dropout; None means none. hidden: states to start from at layer `start`, instead of ids
         (what frozen lower layers once computed).
@@ -278,10 +300,15 @@ class Encoder(nn.Module):
             hidden = self.embeddings(inputs, noise, words)
         hidden = hidden.to(self.compute_dtype)
         ropes = self._ropes(inputs)
-        for number, layer in enumerate(self.layers):
-            if start <= number and (stop is None or number < stop):
-                hidden = layer(hidden, inputs, ropes.get(cast(Layer, layer).window), noise)
-        return self.final_norm(hidden) if self.final_norm is not None and stop is None else hidden
+        layers = cast(list[Layer], list(self.layers))[start:stop]
+        short = first_only and not self.config.pre_norm and bool(layers)
+        for layer in layers[: len(layers) - short]:
+            hidden = layer(hidden, inputs, ropes.get(layer.window), noise)
+        if short:
+            return layers[-1].of_first(hidden, inputs, noise)
+        if self.final_norm is not None and stop is None:
+            hidden = self.final_norm(hidden)
+        return hidden.index_select(0, inputs.first) if first_only else hidden
 
     def _ropes(self, inputs: Inputs) -> dict[int, tuple[Tensor, Tensor]]:
         config = self.config

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -45,5 +46,7 @@ class Noise:
         """`values` with a share of `rate` set to 0 and the rest scaled up."""
         if rate == 0:
             return values
+        if self.device.type != "cpu":
+            return F.dropout(values, rate)  # follows the default stream, which `seek` has set
         kept, factor = self.mask(values.shape, rate, values)
         return values * (kept * factor if values.dtype == torch.float32 else kept.mul_(factor))

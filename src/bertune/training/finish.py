@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import bertune
+from bertune import __version__
 from bertune.bundle import BaseModelInfo, Bundle, HeadSpec, write_bundle
 from bertune.data.tokens import Tokenizer
 from bertune.evaluate.card import CardInfo, model_card
@@ -36,7 +36,7 @@ def finish(
     model, config, task = fit.model, fit.config, fit.prepared.task
     encoder, head = model.encoder.config, model.head.config
     bundle = Bundle(
-        bertune_version=bertune.__version__, task=task, activation=task.activation, max_length=max_length,  # type: ignore[arg-type]
+        bertune_version=__version__, task=task, activation=task.activation, max_length=max_length,  # type: ignore[arg-type]
         truncation=config.model.truncation, encoder=encoder.arch,
         head=HeadSpec(kind=head.kind, pooling=head.pooling, dropout=head.dropout, hidden=head.hidden),
         base_model=base_model(config.model.name, config.model.revision, base, folder),

@@ -74,6 +74,9 @@ class Fit:
         full = {name: before[name] for name, value in model.named_parameters() if value.dtype != before[name].dtype}
         self._frozen = {name: full[name] for name, value in model.named_parameters() if name in full and not value.requires_grad}
         self.optimizer = Optimizer(model, config.train, lr=plan.lr, steps=plan.steps, full=full)
+        if machine.compile:
+            for layer in getattr(model.encoder, "layers", ()):
+                layer.compile(dynamic=True)
         labels = prepared.task.num_labels
         self.course = Course(
             encoded=train.tokens, targets=train.targets,

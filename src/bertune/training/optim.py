@@ -52,10 +52,11 @@ def freeze(model: ClassifierModel, what: str, *, train_positions: bool) -> None:
 class RowAdam:
     """Adam for one table [rows, width] of which each step uses few rows; equals dense Adam step for step.
 
-    With zero gradient, k steps of Adam shrink the moments by powers of beta, so their updates of a row are a geometric
-    sum: m / (sqrt(v) + eps) times a number that depends on the step span alone. Terms beyond `_SPAN` are below float
-    precision. Frozen-in approximation: eps is scaled as at the first of the k steps, which matters only where
-    sqrt(v) is itself near eps.
+    With zero gradient, k steps of Adam shrink the moments by powers of beta, so their updates of a row are a sum of
+    m / (sqrt(v) + eps_i) with weights that depend on the step span alone. Terms beyond `_SPAN` are below float
+    precision. eps_i differs from step to step (see `_fractions`); what that leaves of an error lies below float
+    precision too, unless the gradient of an entry is itself about as small as eps. The sum has an end only where beta1
+    is well below sqrt(beta2): see `fits`.
     """
 
     _SPAN = 192  # (0.9 / sqrt(0.999)) ** 192 < 2e-9
@@ -75,7 +76,12 @@ class RowAdam:
         self.correct1 = np.concatenate(([1.0], 1 - betas[0] ** steps))
         self.correct2 = np.concatenate(([1.0], np.sqrt(1 - betas[1] ** steps)))
         self.ratio = betas[0] / math.sqrt(betas[1])
-        self.span = self._SPAN if self.ratio <= 0.9005 else math.ceil(math.log(2e-9) / math.log(min(self.ratio, 0.99)))
+        self.span = self._SPAN if self.ratio <= 0.9005 else math.ceil(math.log(2e-9) / math.log(self.ratio))
+
+    @staticmethod
+    def fits(betas: tuple[float, float]) -> bool:
+        """Whether postponed updates die away, and soon enough to be worth their sum."""
+        return betas[0] <= 0.99 * math.sqrt(betas[1])
 
     def catch_up(self, rows: np.ndarray | None, step: int) -> None:
         """Bring `rows` (None: all) to where dense Adam has them after `step` steps."""
@@ -87,8 +93,6 @@ class RowAdam:
     def _catch_up(self, rows: np.ndarray, step: int) -> None:
         starts, which = np.unique(self.done[rows], return_inverse=True)
         gaps = step - starts
-        sums = self._sums(starts, step)
-        scale = self.correct2[starts + 1] / math.sqrt(self.betas[1])
 
         def column(values: np.ndarray) -> Tensor:
             return torch.from_numpy(values[which].astype(np.float32))[:, None].to(self.table.device)
@@ -96,21 +100,42 @@ class RowAdam:
         index = torch.from_numpy(rows).to(self.table.device)
         with torch.no_grad():
             mean, square = self.mean[index], self.square[index]
-            direction = mean / (square.sqrt() + column(self.eps * scale))
-            kept = self.table[index] * column(np.exp(self.shrink[step] - self.shrink[starts]))
-            self.table[index] = kept.sub_(direction * column(sums))
-            self.mean[index] = mean * column(self.betas[0] ** gaps.astype(np.float64))
-            self.square[index] = square * column(self.betas[1] ** gaps.astype(np.float64))
+            kept = self.table[index].mul_(column(np.exp(self.shrink[step] - self.shrink[starts])))
+            root = square.sqrt()
+            for weight, shift in self._fractions(starts, step):
+                kept.addcmul_(mean, (root + column(shift)).reciprocal_().mul_(column(weight)), value=-1)
+            self.table.index_copy_(0, index, kept)
+            self.mean.index_copy_(0, index, mean.mul_(column(self.betas[0] ** gaps.astype(np.float64))))
+            self.square.index_copy_(0, index, square.mul_(column(self.betas[1] ** gaps.astype(np.float64))))
         self.done[rows] = step
 
-    def _sums(self, starts: np.ndarray, step: int) -> np.ndarray:
-        """For each start s, the sum over steps i = s+1 .. step of rate_i sqrt(c2_i) / c1_i ratio^(i-s), later decay included."""
-        power = np.arange(1, min(self.span, int((step - starts).max())) + 1)
-        at = starts[:, None] + power[None, :]
+    def _fractions(self, starts: np.ndarray, step: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each start s, weights W and shifts E so that steps s+1 .. step move a row by the sum of W m / (sqrt(v) + E).
+
+        Step i alone moves it by w m / (sqrt(v) + e), with w = rate_i sqrt(c2_i) / c1_i ratio^(i-s), later decay
+        included, and e = eps sqrt(c2_i) / sqrt(beta2)^(i-s). Two fractions stand for all of them: their weights and
+        shifts have the same first four moments (Gauss quadrature), so the error is of order (e / sqrt(v))^4.
+        """
+        power = np.arange(1, min(self.span, int((step - starts).max())) + 1, dtype=np.float64)
+        at = starts[:, None] + power[None, :].astype(np.int64)
         inside = at <= step
         at = np.minimum(at, step)
-        terms = self.rates[at] * self.correct2[at] / self.correct1[at] * self.ratio ** power[None, :].astype(np.float64)
-        return (terms * np.exp(self.shrink[step] - self.shrink[at]) * inside).sum(axis=1)
+        weight = self.rates[at] * self.correct2[at] / self.correct1[at] * self.ratio ** power[None, :]
+        weight *= np.exp(self.shrink[step] - self.shrink[at]) * inside
+        shift = self.correct2[at] * self.betas[1] ** (-0.5 * power[None, :])  # in units of eps
+        weight[:, 0] += 1e-300  # without momentum (beta1 = 0) all weights are 0, and their mean would not be defined
+        total = weight.sum(axis=1)
+        middle = (weight * shift).sum(axis=1) / total
+        apart = shift - middle[:, None]
+        spread = (weight * apart**2).sum(axis=1) / total
+        alike = spread <= 1e-12 * middle**2  # a single step, or as good as one
+        spread = np.where(alike, 1.0, spread)
+        lean = (weight * apart**3).sum(axis=1) / total / spread
+        root = np.sqrt(lean**2 + 4 * spread)
+        low, high = (lean - root) / 2, (lean + root) / 2
+        share = np.where(alike, 1.0, high / root)
+        low, high = np.where(alike, 0.0, low), np.where(alike, 0.0, high)
+        return [(total * share, self.eps * (middle + low)), (total * (1 - share), self.eps * (middle + high))]
 
     def update(self, rows: Tensor, values: Tensor, grad: Tensor, step: int) -> None:
         """Step number `step` (from 1) for `rows`, which hold `values` [rows, width] and were caught up to step - 1."""
@@ -144,7 +169,7 @@ class Optimizer:
         groups: dict[tuple[bool, bool], list[Tensor]] = {}
         embeddings = getattr(model.encoder, "embeddings", None)
         word = getattr(getattr(embeddings, "word", None), "weight", None)
-        by_row = word is not None and word.requires_grad
+        by_row = word is not None and word.requires_grad and RowAdam.fits(config.betas)
         for name, param in model.named_parameters():
             if not param.requires_grad or (by_row and param is word):
                 continue

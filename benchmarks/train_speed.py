@@ -3,7 +3,8 @@
     python benchmarks/train_speed.py --data ../shared/data --seconds 60 --json speed.json
 
 --seconds is how long each side is timed in all, cut into rounds in which the sides follow one another; a ratio is the
-median over rounds. Tokenization is not timed. The JSON holds, for SNLI at the top and for papers under "papers":
+median over rounds. Tokenization is not timed. With 60 seconds all of it takes about 40 minutes. The JSON holds, for
+SNLI at the top and for papers under "papers":
 
     ratio_a_padded       our default batch against the Trainer in fp32 at batch 32, as transformers' text-classification
                          example runs it, padded to the maximum

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import batch_of, loaded
+from tiny_models import batch_of
 from tiny_runs import VOCABULARY
 from torch import Tensor
 
@@ -253,13 +253,3 @@ class TestDivergence:
 
         assert same(before, training.model.state_dict())
         assert all(value.grad is None for value in training.model.parameters())
-
-
-def test_weights_are_loaded_once_and_left_alone_by_an_empty_loop(tiny_bert: Path) -> None:
-    training = Training(tiny_bert)
-    before = training.weights()
-
-    assert training.steps(start=6) == []
-    assert same(before, training.weights())
-    assert same({name: value for name, value in before.items() if name.startswith("encoder.")},
-                loaded(tiny_bert)[0].state_dict())  # fmt: skip

@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from bertune.training.listen import Silent
+from bertune.training.loop import Step
+
 TOPICS = {
     "animals": ["cat", "dog", "horse", "bird", "fish"],
     "plants": ["tree", "flower", "grass", "leaf", "root"],
@@ -25,6 +28,24 @@ QUICK: dict[str, Any] = {
     "train.threads": 1, "train.device": "cpu", "train.precision": "fp32", "train.lr": 5e-3, "train.batch_size": 8,
     "train.epochs": 2, "model.max_length": 24,
 }  # fmt: skip
+
+
+class Told(Silent):
+    """Remembers what a run said, did and measured."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.steps: list[Step] = []
+        self.records: list[dict[str, Any]] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def step(self, step: Step) -> None:
+        self.steps.append(step)
+
+    def evaluated(self, record: dict[str, Any], metric: str) -> None:
+        self.records.append(record)
 
 
 def make_tiny_bert(

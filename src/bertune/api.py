@@ -18,7 +18,7 @@ Names = str | Sequence[str] | None
 
 def train(
     data: Any, *, out: str | Path, text: Names = None, text_pair: Names = None, label: Names = None,
-    valid: str | float | None = None, test: str | float | None = None, model: str | Path | None = None,
+    valid: str | Path | float | None = None, test: str | Path | float | None = None, model: str | Path | None = None,
     epochs: int | None = None, batch_size: int | None = None, lr: float | None = None, seed: int | None = None,
     config: Config | str | Path | None = None, settings: Mapping[str, Any] | None = None,
     resume: bool = False, overwrite: bool = False, listener: Listener | None = None,
@@ -41,7 +41,8 @@ def train(
     files, source = _files(data)
     given: dict[str, dict[str, Any]] = {
         "data": {"files": files, "text": _names(text), "text_pair": _names(text_pair), "label": _names(label),
-                 "valid": valid, "test": test},
+                 "valid": str(valid) if isinstance(valid, Path) else valid,
+                 "test": str(test) if isinstance(test, Path) else test},
         "model": {"name": None if model is None else str(model)},
         "train": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed},
     }

@@ -26,28 +26,38 @@ class ReadConfig(_Section):
     """How a file becomes rows."""
 
     format: Literal["auto", "csv", "tsv", "jsonl", "parquet", "text"] = Field(
-        "auto", description="File format; auto goes by the file name.", json_schema_extra=_flag("--format", group="Reading")
+        "auto",
+        description="File format; auto goes by the file name.",
+        json_schema_extra=_flag("--format", group="Reading"),
     )
     header: Literal["auto", "yes", "no"] = Field(
-        "auto", description="Whether the first row names the columns.", json_schema_extra=_flag("--header", group="Reading")
+        "auto",
+        description="Whether the first row names the columns.",
+        json_schema_extra=_flag("--header", group="Reading"),
     )
     columns: list[str] = Field(
-        [], description="Column names a,b,c for a file without a header.",
+        [],
+        description="Column names a,b,c for a file without a header.",
         json_schema_extra=_flag("--columns", group="Reading", metavar="A,B,C"),
     )
     encoding: str | None = Field(
-        None, description="Text encoding; by default UTF-8 with or without BOM.",
+        None,
+        description="Text encoding; by default UTF-8 with or without BOM.",
         json_schema_extra=_flag("--encoding", group="Reading"),
     )
     quoting: Literal["auto", "quoted", "literal"] = Field(
-        "auto", description="Whether quotes enclose cells; auto: CSV yes, TSV only where it is consistently quoted.",
+        "auto",
+        description="Whether quotes enclose cells; auto: CSV yes, TSV only where it is consistently quoted.",
         json_schema_extra=_flag("--quoting", group="Reading"),
     )
     layout: Literal["auto", "snli", "trec"] = Field(
-        "auto", description="Official layout of a well-known data set.", json_schema_extra=_flag("--layout", group="Reading")
+        "auto",
+        description="Official layout of a well-known data set.",
+        json_schema_extra=_flag("--layout", group="Reading"),
     )
     drop_label: list[str] = Field(
-        [], description="Leave out rows with this label value, and count them.",
+        [],
+        description="Leave out rows with this label value, and count them.",
         json_schema_extra=_flag("--drop-label", group="Reading", metavar="VALUE"),
     )
 
@@ -57,43 +67,55 @@ class DataConfig(ReadConfig):
 
     files: list[str] = Field([], description="Files to train on.")
     text: list[str] = Field(
-        [], description="Text column; repeat to join several.", json_schema_extra=_flag("--text", group="Data", metavar="COLUMN")
+        [],
+        description="Text column; repeat to join several.",
+        json_schema_extra=_flag("--text", group="Data", metavar="COLUMN"),
     )
     text_pair: list[str] = Field(
-        [], description="Column of the second side of a pair; repeat to join several.",
+        [],
+        description="Column of the second side of a pair; repeat to join several.",
         json_schema_extra=_flag("--text-pair", group="Data", metavar="COLUMN"),
     )
     label: list[str] = Field(
-        [], description="Label column; several are the 0/1 columns of one multi-label task.",
+        [],
+        description="Label column; several are the 0/1 columns of one multi-label task.",
         json_schema_extra=_flag("--label", group="Data", metavar="COLUMN"),
     )
     task: Literal["auto", "single", "multi"] = Field(
         "auto", description="One label a row, or any number.", json_schema_extra=_flag("--task", group="Data")
     )
     labels: list[str] = Field(
-        [], description="All labels in order, a,b,c; by default those found in the data.",
+        [],
+        description="All labels in order, a,b,c; by default those found in the data.",
         json_schema_extra=_flag("--labels", group="Data", metavar="A,B,C"),
     )
     label_names: str | None = Field(
-        None, description="File with a label name a line; label cells are then line numbers from 0 or names.",
+        None,
+        description="File with a label name a line; label cells are then line numbers from 0 or names.",
         json_schema_extra=_flag("--label-names", group="Data", metavar="FILE"),
     )
     label_sep: str | None = Field(
-        None, description="Separator inside a cell that holds several labels.",
+        None,
+        description="Separator inside a cell that holds several labels.",
         json_schema_extra=_flag("--label-sep", group="Data"),
     )
     valid: str | float | None = Field(
-        None, description="Validation file, or a fraction of the rows.",
+        None,
+        description="Validation file, or a fraction of the rows.",
         json_schema_extra=_flag("--valid", group="Data", metavar="FILE|FRACTION"),
     )
     test: str | float | None = Field(
-        None, description="Test file, or a fraction of the rows.",
+        None,
+        description="Test file, or a fraction of the rows.",
         json_schema_extra=_flag("--test", group="Data", metavar="FILE|FRACTION"),
     )
-    hold_out: bool = Field(True, description="Without --valid and --test, hold out a tenth of the rows for each; otherwise all rows train.")
+    hold_out: bool = Field(
+        True, description="Without --valid and --test, hold out a tenth of the rows for each; otherwise all rows train."
+    )
     split_seed: int = Field(0, description="Seed of the split.", json_schema_extra=_flag("--split-seed", group="Data"))
     group: str | None = Field(
-        None, description="Column whose equal values never fall into two splits.",
+        None,
+        description="Column whose equal values never fall into two splits.",
         json_schema_extra=_flag("--group", group="Data", metavar="COLUMN"),
     )
 
@@ -114,34 +136,46 @@ class ModelConfig(_Section):
     """The encoder, its head, and how text is cut for it."""
 
     name: str = Field(
-        "mini", description="Folder, archive, preset (see `bertune models`) or hub name.",
+        "mini",
+        description="Folder, archive, preset (see `bertune models`) or hub name.",
         json_schema_extra=_flag("--model", group="Model", metavar="MODEL"),
     )
-    revision: str | None = Field(None, description="Hub revision.", json_schema_extra=_flag("--revision", group="Model"))
+    revision: str | None = Field(
+        None, description="Hub revision.", json_schema_extra=_flag("--revision", group="Model")
+    )
     pooling: Literal["auto", "cls", "mean", "max"] = Field(
-        "auto", description="What the head reads; auto: what transformers does for the architecture.",
+        "auto",
+        description="What the head reads; auto: what transformers does for the architecture.",
         json_schema_extra=_flag("--pooling", group="Model"),
     )
     head: Literal["auto", "linear", "mlp"] = Field(
-        "auto", description="Layers after pooling; auto: what transformers has for the architecture.",
+        "auto",
+        description="Layers after pooling; auto: what transformers has for the architecture.",
         json_schema_extra=_flag("--head", group="Model"),
     )
     head_hidden: int = Field(50, ge=1, description="Width of the mlp head.")
     head_dropout: float | None = Field(None, ge=0, lt=1, description="Dropout of the head; by default the model's own.")
     dropout: float | None = Field(
-        None, ge=0, lt=1, description="Dropout inside the encoder; by default the model's own.",
+        None,
+        ge=0,
+        lt=1,
+        description="Dropout inside the encoder; by default the model's own.",
         json_schema_extra=_flag("--dropout", group="Model"),
     )
     max_length: int | None = Field(
-        None, ge=4, description="Longest input in tokens, special ones included; by default 256, or the most the model reads.",
+        None,
+        ge=4,
+        description="Longest input in tokens, special ones included; by default 256, or the most the model reads.",
         json_schema_extra=_flag("--max-length", group="Model"),
     )
     truncation: Literal["longest-first", "only-second", "head"] = Field(
-        "longest-first", description="What a too long row loses: the end of its longer side, of its second side, or of the whole.",
+        "longest-first",
+        description="What a too long row loses: the end of its longer side, of its second side, or of the whole.",
         json_schema_extra=_flag("--truncation", group="Model"),
     )
     freeze: str = Field(
-        "none", pattern=r"^(none|encoder|embeddings|[0-9]+)$",
+        "none",
+        pattern=r"^(none|encoder|embeddings|[0-9]+)$",
         description="What is not trained: none, encoder, embeddings, or a number of lowest layers (embeddings included).",
         json_schema_extra=_flag("--freeze", group="Model", metavar="none|encoder|embeddings|K"),
     )
@@ -151,56 +185,116 @@ class ModelConfig(_Section):
 class TrainConfig(_Section):
     """Optimisation, and the machine it runs on. None means: chosen from the data and the model, and said."""
 
-    epochs: int | None = Field(None, ge=1, description="Passes over the training rows; by default more for small data.",
-                               json_schema_extra=_flag("--epochs", group="Training"))
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        description="Passes over the training rows; by default more for small data.",
+        json_schema_extra=_flag("--epochs", group="Training"),
+    )
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps.")
-    batch_size: int | None = Field(None, ge=1, description="Examples per optimizer step.",
-                                   json_schema_extra=_flag("--batch-size", group="Training"))
-    lr: float | None = Field(None, gt=0, description="Peak learning rate of the encoder.",
-                             json_schema_extra=_flag("--lr", group="Training"))
-    head_lr: float | None = Field(None, gt=0, description="Peak learning rate of the head; by default that of the encoder.")
-    optimizer: Literal["adamw", "adam"] = Field("adamw", description="Optimizer.",
-                                                json_schema_extra=_flag("--optimizer", group="Training"))
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Examples per optimizer step.",
+        json_schema_extra=_flag("--batch-size", group="Training"),
+    )
+    lr: float | None = Field(
+        None, gt=0, description="Peak learning rate of the encoder.", json_schema_extra=_flag("--lr", group="Training")
+    )
+    head_lr: float | None = Field(
+        None, gt=0, description="Peak learning rate of the head; by default that of the encoder."
+    )
+    optimizer: Literal["adamw", "adam"] = Field(
+        "adamw", description="Optimizer.", json_schema_extra=_flag("--optimizer", group="Training")
+    )
     betas: tuple[float, float] = Field((0.9, 0.999), description="Decay of the first and second moments.")
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
-    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay (adamw; not on biases and norms).",
-                                json_schema_extra=_flag("--weight-decay", group="Training"))
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after the warm-up.",
-                                                              json_schema_extra=_flag("--schedule", group="Training"))
-    warmup: float = Field(0.1, ge=0, lt=1, description="Share of all steps that the warm-up takes.",
-                          json_schema_extra=_flag("--warmup", group="Training"))
+    weight_decay: float = Field(
+        0.01,
+        ge=0,
+        description="Decoupled weight decay (adamw; not on biases and norms).",
+        json_schema_extra=_flag("--weight-decay", group="Training"),
+    )
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear",
+        description="Learning rate after the warm-up.",
+        json_schema_extra=_flag("--schedule", group="Training"),
+    )
+    warmup: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="Share of all steps that the warm-up takes.",
+        json_schema_extra=_flag("--warmup", group="Training"),
+    )
     clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null: no clipping.")
-    loss: Literal["auto", "focal"] = Field("auto", description="auto: cross-entropy or binary cross-entropy on logits.",
-                                           json_schema_extra=_flag("--loss", group="Training"))
+    loss: Literal["auto", "focal"] = Field(
+        "auto",
+        description="auto: cross-entropy or binary cross-entropy on logits.",
+        json_schema_extra=_flag("--loss", group="Training"),
+    )
     focal_gamma: float = Field(2.0, ge=0, description="Focusing parameter of the focal loss.")
     class_weights: Literal["none", "balanced"] = Field(
-        "none", description="balanced: classes weigh by 1/share (multi-label: positive weights).",
+        "none",
+        description="balanced: classes weigh by 1/share (multi-label: positive weights).",
         json_schema_extra=_flag("--class-weights", group="Training"),
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing (one label a row).",
-                                   json_schema_extra=_flag("--label-smoothing", group="Training"))
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Label smoothing (one label a row).",
+        json_schema_extra=_flag("--label-smoothing", group="Training"),
+    )
     label_prior: Literal["none", "balanced"] = Field(
-        "none", description="balanced: log of the training label shares is added to the logits inside the loss.",
+        "none",
+        description="balanced: log of the training label shares is added to the logits inside the loss.",
         json_schema_extra=_flag("--label-prior", group="Training"),
     )
-    metric: str = Field("auto", description="What chooses the best epoch; auto: accuracy or micro_f1.",
-                        json_schema_extra=_flag("--metric", group="Training"))
-    patience: int | None = Field(None, ge=1, description="Stop after this many evaluations without a better metric.",
-                                 json_schema_extra=_flag("--patience", group="Training"))
+    metric: str = Field(
+        "auto",
+        description="What chooses the best epoch; auto: accuracy or micro_f1.",
+        json_schema_extra=_flag("--metric", group="Training"),
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Stop after this many evaluations without a better metric.",
+        json_schema_extra=_flag("--patience", group="Training"),
+    )
     select_best: bool = Field(True, description="Keep the weights of the best evaluation; otherwise the last.")
     evals_per_epoch: int = Field(1, ge=1, description="Evaluations on the validation split per epoch.")
-    evaluate_test: bool = Field(False, description="Also measure the test split after each epoch, for the curve only; it chooses nothing.")
-    seed: int = Field(0, ge=0, description="Seed of initialisation, order and dropout.", json_schema_extra=_flag("--seed", group="Training"))
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to compute.",
-                                                          json_schema_extra=_flag("--device", group="Machine"))
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where it is faster.",
-                                                       json_schema_extra=_flag("--precision", group="Machine"))
-    threads: int | None = Field(None, ge=1, description="CPU threads; by default all cores.",
-                                json_schema_extra=_flag("--threads", group="Machine"))
-    token_budget: int | None = Field(None, ge=1, description="Tokens computed at once; forms micro-batches only.",
-                                     json_schema_extra=_flag("--token-budget", group="Machine"))
+    evaluate_test: bool = Field(
+        False, description="Also measure the test split after each epoch, for the curve only; it chooses nothing."
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        description="Seed of initialisation, order and dropout.",
+        json_schema_extra=_flag("--seed", group="Training"),
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="Where to compute.", json_schema_extra=_flag("--device", group="Machine")
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 where it is faster.", json_schema_extra=_flag("--precision", group="Machine")
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads; by default all cores.",
+        json_schema_extra=_flag("--threads", group="Machine"),
+    )
+    token_budget: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens computed at once; forms micro-batches only.",
+        json_schema_extra=_flag("--token-budget", group="Machine"),
+    )
     compile: Literal["auto", "yes", "no"] = Field("auto", description="torch.compile on cuda; auto: for long runs.")
-    checkpoint_minutes: float = Field(5.0, ge=0, description="Time between checkpoints; saving changes nothing about the result.")
+    checkpoint_minutes: float = Field(
+        5.0, ge=0, description="Time between checkpoints; saving changes nothing about the result."
+    )
     checkpoint_steps: int | None = Field(None, ge=1, description="Steps between checkpoints, instead of minutes.")
 
 

@@ -137,7 +137,7 @@ def with_flags(*flags: Flag, base: Config | None = None) -> Callable[[type[T]], 
         cls.flags = flags  # type: ignore[attr-defined]
         made = dataclass(kw_only=True)(cls)
         # Names in annotations mean what they do where the class stands, which need not be where a base class does.
-        made.__init__.__annotations__ = get_type_hints(made, include_extras=True)  # type: ignore[misc]
+        made.__init__.__annotations__ = get_type_hints(made, include_extras=True)
         return made
 
     return extend

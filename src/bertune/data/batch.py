@@ -61,7 +61,7 @@ def make_batch(encoded: Encoded, rows: np.ndarray) -> Batch:
 
 
 def split_by_budget(rows: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Cut `rows` into the fewest runs of neighbours whose tokens fit `budget`, sorted by length so that neighbours are alike.
+    """Cut `rows` into few runs whose tokens fit `budget`, sorted by length so that neighbours are alike.
 
     A single row longer than the budget forms a run of its own. Ties keep the given order, so the result depends on
     nothing but its arguments.

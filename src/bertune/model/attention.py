@@ -136,9 +136,10 @@ def attention_of_first(
     hidden = query.shape[1]
     size = hidden // heads
     if query.device.type == "cuda":
-        parts = _half(key_value).view(len(key_value), 2, heads, size).unbind(1)
-        ones = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
-        return _flash_rows(_half(query).view(-1, heads, size), *parts, ones, 1, plan, rate, -1).to(query.dtype)
+        key, value = _half(key_value).view(len(key_value), 2, heads, size).unbind(1)
+        one_each = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
+        asked = _half(query).view(-1, heads, size)
+        return _flash_rows(asked, key, value, one_each, 1, plan, rate, -1).to(query.dtype)
     results, row = [], 0
     for group in plan.groups:
         cells = _padded(key_value, group)
@@ -160,8 +161,8 @@ def _half(values: Tensor) -> Tensor:
 
 def _flash(qkv: Tensor, plan: Plan, heads: int, dropout: float, window: int) -> Tensor:
     tokens, width = qkv.shape
-    parts = _half(qkv).view(tokens, 3, heads, width // (3 * heads)).unbind(1)
-    return _flash_rows(*parts, plan.cu, plan.longest, plan, dropout, window).to(qkv.dtype)
+    query, key, value = _half(qkv).view(tokens, 3, heads, width // (3 * heads)).unbind(1)
+    return _flash_rows(query, key, value, plan.cu, plan.longest, plan, dropout, window).to(qkv.dtype)
 
 
 def _flash_rows(

@@ -148,6 +148,11 @@ def drop_add_norm(update: Tensor, residual: Tensor, norm: Norm, rate: float, noi
     return norm(residual + noise.dropout(update, rate))
 
 
+def _table(rows: int, width: int) -> nn.Embedding:
+    """An embedding without values: drawing some on the meta device makes torch import its compiler, which takes long."""
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
+
+
 class Embeddings(nn.Module):
     """Sum of token, position and type embeddings, with norm and dropout where the architecture has them."""
 
@@ -155,9 +160,9 @@ class Embeddings(nn.Module):
         super().__init__()
         self.config = config
         width = config.embedding_size or config.hidden
-        self.word = nn.Embedding(config.vocab_size, width)
-        self.position = None if config.rope_global else nn.Embedding(config.max_positions, width)
-        self.segment = nn.Embedding(config.type_vocab, width) if config.type_vocab else None
+        self.word = _table(config.vocab_size, width)
+        self.position = None if config.rope_global else _table(config.max_positions, width)
+        self.segment = _table(config.type_vocab, width) if config.type_vocab else None
         self.norm = Norm(width, config.norm_eps, config.norm_bias) if config.embedding_norm else None
         self.project = nn.Linear(width, config.hidden) if width != config.hidden else None
 

@@ -19,7 +19,7 @@ from bertune.files import atomic_path, write_json
 from bertune.model.adapter import AdapterEncoder, adapter_rates, build_adapter
 from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import EncoderConfig, initialize
-from bertune.model.heads import HeadConfig
+from bertune.model.heads import Head, HeadConfig
 from bertune.model.hubconfig import (
     CONFIG,
     HEAD_KEY,
@@ -117,7 +117,9 @@ def _build(config: EncoderConfig, head: HeadConfig, seed: int, module: AdapterEn
     """A model with a new head; an encoder of our own has no memory yet, for its weights come from the file."""
     with torch.device("meta"):
         model = ClassifierModel(config, head, module=module)
-    model.head.to_empty(device="cpu")
+    # A second head, since giving memory to the first would make torch import sympy; nobody's random numbers are used up.
+    with torch.random.fork_rng(devices=[]):
+        model.head = Head(config, head)
     initialize(model.head, config.initializer_range, seed=seed)
     return model
 

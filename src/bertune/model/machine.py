@@ -47,11 +47,12 @@ class Machine:
     def sentence(self) -> str:
         cores = f", {self.threads} threads" if self.device == "cpu" else ""
         compiled = ", compiled" if self.compile else ""
-        return f"Machine: {self.device} ({self.processor}){cores}, {self.precision}, {self.token_budget:,} tokens at once{compiled}."
+        how = f"{self.precision}, {self.token_budget:,} tokens at once{compiled}"
+        return f"Machine: {self.device} ({self.processor}){cores}, {how}."
 
 
 def choose_machine(config: TrainConfig, *, long_run: bool) -> Machine:
-    """Settle device, precision, threads and token budget; `long_run` says whether compiling would be paid back."""
+    """Settle device, precision, threads and token budget; `long_run`: compiling would be paid back."""
     device = _device(config.device)
     fast = bf16_is_faster(device)
     precision = ("bf16" if fast else "fp32") if config.precision == "auto" else config.precision

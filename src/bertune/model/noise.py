@@ -33,8 +33,8 @@ class Noise:
     def mask(self, shape: torch.Size, rate: float, like: Tensor) -> tuple[Tensor, float]:
         """0/1 of `shape` in the type of `like`, and the factor that keeps the expectation."""
         if self.device.type != "cpu":
-            kept = torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1 - rate, generator=self.generator)
-            return kept, 1 / (1 - rate)
+            kept = torch.empty(shape, dtype=like.dtype, device=like.device)
+            return kept.bernoulli_(1 - rate, generator=self.generator), 1 / (1 - rate)
         level = max(1, round(rate * 256))
         count = shape.numel()
         words = torch.empty(-(-count // 8), dtype=torch.int64).random_(-(2**63), None, generator=self.generator)

@@ -1,4 +1,4 @@
-"""Predictor: rows in, labels, probabilities or logits out, in the order given. Which backend computes is its own affair."""
+"""Predictor: rows in; labels, probabilities or logits out, in the order given, whichever backend computes them."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Predictor:
 
 
 def readable_task(task: Task, columns: list[str], tokenizer: Tokenizer) -> Task:
-    """`task` reading SNLI's binary parses in place of its sentences, where the tokenizer wants words and they are there."""
+    """`task` reading SNLI's binary parses instead of its sentences, where the tokenizer wants words and they are there."""
     from dataclasses import replace
 
     first, second = (tuple(f"{name}_binary_parse" for name in side) for side in (task.text, task.text_pair))

@@ -9,7 +9,6 @@ A folder gets its name only when all in it is on the disk; state.json holds the 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,8 +50,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
                 hashes[path.name] = sha256_of(path)
             write_json(temporary / "state.json", {"step": checkpoint.step, "files": hashes, **checkpoint.state})
             if final.exists():
-                os.replace(final, temporary_path(folder))
-            os.replace(temporary, final)
+                final.replace(temporary_path(folder))
+            temporary.replace(final)
             sync(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -77,8 +76,8 @@ def _load(path: Path) -> Checkpoint:
         if sha256_of(path / name) != digest:
             raise ValueError(f"{name} is not what was written")
         tensors[name.removesuffix(".safetensors")] = load_file(path / name)
-    best = state.get("best")
-    if best and sha256_of(path.parent / best["file"]) != best["sha256"]:
+    best = state.get("best") or {}  # it has no file where the last weights count
+    if "file" in best and sha256_of(path.parent / best["file"]) != best["sha256"]:
         raise ValueError(f"{best['file']} is not what was written")
     return Checkpoint(int(state.pop("step")), state, tensors)
 
@@ -87,7 +86,8 @@ def save_best(folder: Path, step: int, weights: dict[str, Tensor]) -> dict[str, 
     """Write the weights of the best evaluation so far; returns the entry that checkpoints keep about it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"best-{step:08d}.safetensors"
-    with disk_full("the best weights", kept=f"Earlier checkpoints in {folder} are intact."), atomic_path(path) as temporary:
+    kept = f"Earlier checkpoints in {folder} are intact."
+    with disk_full("the best weights", kept=kept), atomic_path(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary)
     return {"file": path.name, "sha256": sha256_of(path)}
 

@@ -27,7 +27,9 @@ class Features:
 
     def __init__(self, model: ClassifierModel, encoded: Encoded, *, start: int, budget: int, path: Path) -> None:
         self.encoded, self.start, self.path = encoded, start, path
-        self.pooled = start >= model.encoder.config.layers
+        # The last norm of modernbert lies above the layers, and is trained with them where only layers are frozen.
+        above = any(value.requires_grad for value in model.encoder.parameters())
+        self.pooled = start >= model.encoder.config.layers and not above
         self.dtype = model.encoder.compute_dtype
         hidden = model.encoder.config.hidden
         self.states: np.ndarray

@@ -17,9 +17,9 @@ from bertune.evaluate.curves import plot_curves
 from bertune.evaluate.metrics import evaluate, probabilities
 from bertune.files import atomic_path, sha256_of, write_atomic, write_json
 from bertune.hub import Source
-from bertune.presets import PRESETS
 from bertune.model.load import opens_in_transformers, read_source, save_model
 from bertune.model.machine import peak_memory
+from bertune.presets import PRESETS
 from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
 
@@ -36,7 +36,7 @@ def finish(
     model, config, task = fit.model, fit.config, fit.prepared.task
     encoder, head = model.encoder.config, model.head.config
     bundle = Bundle(
-        bertune_version=__version__, task=task, activation=task.activation, max_length=max_length,  # type: ignore[arg-type]
+        bertune_version=__version__, task=task, activation=task.activation, max_length=max_length,
         truncation=config.model.truncation, encoder=encoder.arch,
         head=HeadSpec(kind=head.kind, pooling=head.pooling, dropout=head.dropout, hidden=head.hidden),
         base_model=base_model(config.model.name, config.model.revision, base, folder),
@@ -120,7 +120,7 @@ def card_info(fit: Fit, bundle: Bundle, base: Source, metrics: dict[str, Any], o
         "precision": fit.machine.precision,
     }
     return CardInfo(
-        name=out.resolve().name, version=bertune.__version__, task=fit.prepared.task, files=list(dict.fromkeys(files)),
+        name=out.resolve().name, version=__version__, task=fit.prepared.task, files=list(dict.fromkeys(files)),
         split_rows={name: len(split) for name, split in splits.items()}, split_rule=fit.prepared.rule,
         results={name: metrics[name] for name in ("valid", "test") if name in metrics}, settings=settings,
         max_length=bundle.max_length, truncation=bundle.truncation,

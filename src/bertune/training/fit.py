@@ -24,12 +24,12 @@ from bertune.files import to_json, write_atomic
 from bertune.model.classifier import ClassifierModel
 from bertune.model.infer import infer_logits
 from bertune.model.losses import make_loss
+from bertune.model.machine import Machine, free_disk, peak_memory
 from bertune.training import checkpoint
 from bertune.training.features import Features, first_trained_layer
 from bertune.training.interrupt import Interrupts, Stopped
 from bertune.training.listen import Listener
-from bertune.training.loop import Course, Step, training_steps
-from bertune.model.machine import Machine, free_disk, peak_memory
+from bertune.training.loop import Course, Diverged, Step, training_steps
 from bertune.training.optim import Optimizer, freeze
 from bertune.training.prepare import Prepared, Split
 from bertune.training.settle import Plan, duration
@@ -52,6 +52,7 @@ class Progress:
     tokens: int = 0
     cells: int = 0
     pending: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "rows": 0})
+    keeps_frozen: bool | None = None  # whether the output of frozen layers is kept; None: not decided yet
 
 
 class Fit:
@@ -72,7 +73,8 @@ class Fit:
         model.encoder.compute_in(machine.dtype)
         # Values that the model now holds in lower precision: masters of trained weights, and frozen ones to give back.
         full = {name: before[name] for name, value in model.named_parameters() if value.dtype != before[name].dtype}
-        self._frozen = {name: full[name] for name, value in model.named_parameters() if name in full and not value.requires_grad}
+        trained = {name for name, value in model.named_parameters() if value.requires_grad}
+        self._frozen = {name: value for name, value in full.items() if name not in trained}
         self.optimizer = Optimizer(model, config.train, lr=plan.lr, steps=plan.steps, full=full)
         if machine.compile:
             for layer in getattr(model.encoder, "layers", ()):
@@ -107,13 +109,11 @@ class Fit:
                 f"Stopped after step {self.progress.step:,} of {self.plan.steps:,}; all is saved. "
                 "Go on with the same command and --resume."
             ) from None
-        except TrainingError as error:
-            if "finite" in str(error):
-                self._save()
-                raise TrainingError(
-                    f"{error} The weights of step {self.progress.step:,} are kept in {self.folder}."
-                ) from None
-            raise
+        except Diverged as error:
+            self._save()
+            raise TrainingError(
+                f"{error} The weights of step {self.progress.step:,} are kept in {self.folder}."
+            ) from None
         finally:
             self.listener.end()
             for features in self._features.values():
@@ -160,9 +160,6 @@ class Fit:
 
     def _note(self, record: dict[str, Any]) -> None:
         self.progress.history.append(record)
-        lines = "".join(to_json(entry) + "\n" for entry in self.progress.history)
-        if record["kind"] == "eval":
-            write_atomic(self.run_folder / "history.jsonl", lines)
 
     def _evaluate_if_due(self, stop: Interrupts) -> None:
         progress = self.progress
@@ -179,13 +176,16 @@ class Fit:
             if split is None or (name == "test" and not self.config.train.evaluate_test):
                 continue
             logits = infer_logits(
-                self.model, split.tokens, budget=self.machine.token_budget, check=stop.check, forward=self._forward(name)
+                self.model, split.tokens, budget=self.machine.token_budget, check=stop.check,
+                forward=self._forward(name),
             )
             records.append(self._measured(name, logits, split))
         seconds = time.perf_counter() - begin
         for record in records:
             self._note(record)
             self.listener.evaluated(record, self.metric)
+        lines = "".join(to_json(entry) + "\n" for entry in progress.history)
+        write_atomic(self.run_folder / "history.jsonl", lines)
         self._compare(records)
         progress.evaluated = progress.step
         if seconds > 60:
@@ -193,7 +193,13 @@ class Fit:
 
     def _measured(self, name: str, logits: np.ndarray, split: Split) -> dict[str, Any]:
         step = self.progress.step
-        metrics = evaluate(self.prepared.task.kind, self.prepared.task.labels, logits, split.targets)
+        try:
+            metrics = evaluate(self.prepared.task.kind, self.prepared.task.labels, logits, split.targets)
+        except TrainingError as error:  # these weights are worth nothing; what was saved before them may be
+            raise TrainingError(
+                f"After step {step:,}: {error} Lower --lr, or pass --precision fp32. "
+                f"Checkpoints of earlier steps, if any, are kept in {self.folder}."
+            ) from None
         return {"kind": "eval", "step": step, "epoch": self._epoch(step), "split": name, "metrics": scalars(metrics)}
 
     def _compare(self, records: list[dict[str, Any]]) -> None:
@@ -202,10 +208,10 @@ class Fit:
         if record is None:
             return
         value = metric_value(self.metric, {**record["metrics"], "rows": len(self.prepared.splits["valid"])})
-        if is_better(self.metric, value, progress.best and progress.best["value"]):
+        if is_better(self.metric, value, None if progress.best is None else progress.best["value"]):
             progress.best = {"step": progress.step, "value": value}
             if self.config.train.select_best:
-                # In memory until the next checkpoint: small data improves often, and a file each time costs more than a step.
+                # In memory until the next checkpoint: small data improves often, and a file costs more than a step.
                 self._best = {name: weight.clone() for name, weight in self._weights().items()}
             progress.without_gain = 0
         else:
@@ -263,13 +269,18 @@ class Fit:
         """Run frozen lower layers once, for every split that is visited again and again."""
         config, encoder = self.config, self.model.encoder
         start = first_trained_layer(config.model.freeze, encoder.config.layers)
-        if start == 0:
+        # transformers computes an encoder of its own whole, so only its last states can be kept
+        if start == 0 or (encoder.config.arch == "adapter" and start < encoder.config.layers):
             return
         splits = {name: split for name, split in self.prepared.splits.items() if self._is_visited(name)}
         size = encoder.config.hidden * (4 if encoder.compute_dtype == torch.float32 else 2)
         needed = sum(split.tokens.offsets[-1] for split in splits.values()) * size
-        if start < encoder.config.layers and needed > 0.5 * free_disk(self.run_folder):
-            self.listener.say("The output of the frozen layers does not fit on the disk; it is computed anew every epoch.")
+        self.course.start = start
+        if self.progress.keeps_frozen is None:  # a resumed run does as before: the two ways may differ in the last bit
+            fits = start >= encoder.config.layers or needed <= 0.5 * free_disk(self.run_folder)
+            self.progress.keeps_frozen = bool(fits)
+        if not self.progress.keeps_frozen:
+            self.listener.say("The output of the frozen layers does not fit on the disk; every epoch computes it anew.")
             return
         self.listener.say(f"The {start} frozen layers run once; their output is kept.")
         for name, split in splits.items():

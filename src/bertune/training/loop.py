@@ -26,6 +26,10 @@ from bertune.training.features import Features
 from bertune.training.optim import Optimizer
 
 
+class Diverged(TrainingError):
+    """The loss or a gradient is not a finite number; the weights are those of the step before."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One finished optimizer step. number: from 1; loss: mean over its rows; norm: of the gradient before clipping."""
@@ -42,7 +46,11 @@ class Step:
 
 @dataclass
 class Course:
-    """What a loop walks over and how. running: float32 [rows, labels], logits seen in the current epoch."""
+    """What a loop walks over and how.
+
+    running: float32 [rows, labels], logits seen in the current epoch. start: the lowest layer that is trained; layers
+    below it see no dropout, whether their output is kept in `features` or computed anew.
+    """
 
     encoded: Encoded
     targets: np.ndarray
@@ -54,6 +62,7 @@ class Course:
     seed: int
     running: np.ndarray
     features: Features | None = None
+    start: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -65,7 +74,7 @@ def training_steps(
 ) -> Iterator[Step]:
     """Steps start + 1 ... course.steps. The model's weights are those after the yielded step.
 
-    Raises TrainingError when the loss or a gradient is not finite; the weights are then those of the step before.
+    Raises Diverged, and TrainingError when a row does not fit into a GPU's memory.
     """
     noise = Noise(model.device)
     per_epoch, lengths = course.steps_per_epoch, course.encoded.lengths
@@ -96,7 +105,7 @@ def training_steps(
         if not math.isfinite(loss) or not math.isfinite(norm):
             optimizer.forget()
             what = "loss" if not math.isfinite(loss) else "gradient"
-            raise TrainingError(
+            raise Diverged(
                 f"Step {number}: the {what} is no longer a finite number. Lower --lr (now at most "
                 f"{optimizer.rates.max():g}), or pass --precision fp32."
             )
@@ -118,7 +127,7 @@ def _backward(
     total = 0.0
     for place, batch in enumerate(batches):
         noise.seek(course.seed, number, place)
-        logits = _logits(model, course.features, batch, look_up, noise)
+        logits = _logits(model, course, batch, look_up, noise)
         targets = torch.from_numpy(course.targets[batch.rows]).to(logits.device)
         loss = course.loss(logits, targets) / rows
         loss.backward()
@@ -129,10 +138,14 @@ def _backward(
 
 
 def _logits(
-    model: ClassifierModel, features: Features | None, batch: Batch,
-    look_up: Callable[[np.ndarray], Tensor] | None, noise: Noise,
+    model: ClassifierModel, course: Course, batch: Batch, look_up: Callable[[np.ndarray], Tensor] | None, noise: Noise
 ) -> Tensor:
-    if features is not None:
-        return features.logits(model, batch, noise)
+    if course.features is not None:
+        return course.features.logits(model, batch, noise)
+    if course.start:
+        inputs = model.inputs(batch)
+        with torch.no_grad():
+            hidden = model.encoder(inputs, stop=course.start)
+        return model(inputs, noise=noise, hidden=hidden, start=course.start)
     words = look_up(batch.ids) if look_up is not None else None
     return model(model.inputs(batch), noise=noise, words=words)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import torch
@@ -110,7 +111,7 @@ class RowAdam:
         self.done[rows] = step
 
     def _fractions(self, starts: np.ndarray, step: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each start s, weights W and shifts E so that steps s+1 .. step move a row by the sum of W m / (sqrt(v) + E).
+        """For each start s, weights W and shifts E: steps s+1 .. step move a row by the sum of W m / (sqrt(v) + E).
 
         Step i alone moves it by w m / (sqrt(v) + e), with w = rate_i sqrt(c2_i) / c1_i ratio^(i-s), later decay
         included, and e = eps sqrt(c2_i) / sqrt(beta2)^(i-s). Two fractions stand for all of them: their weights and
@@ -164,7 +165,7 @@ class Optimizer:
         head_lr = config.head_lr or lr
         self.rates = learning_rates(config, peak=lr, steps=steps)
         self.head_scale = head_lr / lr
-        self.names, self.params, self.masters = [], [], []  # type: ignore[var-annotated]
+        self.names, self.params, self.masters = [], [], []
         decay = config.weight_decay if config.optimizer == "adamw" else 0.0
         groups: dict[tuple[bool, bool], list[Tensor]] = {}
         embeddings = getattr(model.encoder, "embeddings", None)
@@ -180,7 +181,10 @@ class Optimizer:
             plain = name.endswith("bias") or "norm" in name.rsplit(".", 2)[-2].lower()
             groups.setdefault((name.startswith("head."), not plain), []).append(master)
         self.dense = torch.optim.AdamW(
-            [{"params": p, "weight_decay": decay if decays else 0.0, "head": head} for (head, decays), p in groups.items()],
+            [
+                {"params": params, "weight_decay": decay if decays else 0.0, "head": head}
+                for (head, decays), params in groups.items()
+            ],
             lr=lr, betas=config.betas, eps=config.eps, fused=True,
         )  # with no decay this is plain Adam
         self.low = [(p, m) for p, m in zip(self.params, self.masters, strict=True) if p is not m]
@@ -193,7 +197,7 @@ class Optimizer:
         self._first = True
 
     def words(self, ids: np.ndarray, step: int) -> Callable[[np.ndarray], Tensor] | None:
-        """Prepare the embeddings of all tokens `ids` of step number `step` (from 1); the function looks some of them up."""
+        """Prepare the embeddings of all tokens `ids` of step `step` (from 1); the function looks some of them up."""
         self._first = True
         if self.rows is None:
             return None
@@ -211,18 +215,13 @@ class Optimizer:
 
     def collect(self) -> None:
         """Move the gradients of one backward pass into the masters."""
-        pairs = [(p, m) for p, m in self.low if p.grad is not None]
-        if pairs:
-            grads = [p.grad for p, _ in pairs]
-            if self._first:
-                for _, master in pairs:
-                    if master.grad is None:
-                        master.grad = torch.empty_like(master)
-                torch._foreach_copy_([m.grad for _, m in pairs], grads)
+        pairs = [(param, master) for param, master in self.low if param.grad is not None]
+        for param, master in pairs:
+            if self._first or master.grad is None:
+                master.grad = cast(Tensor, param.grad).float()
             else:
-                torch._foreach_add_([m.grad for _, m in pairs], grads)
-            for param, _ in pairs:
-                param.grad = None
+                master.grad += cast(Tensor, param.grad)
+            param.grad = None
         self._first = False
 
     def gradient_norm(self) -> float:
@@ -293,7 +292,8 @@ class Optimizer:
                 master.copy_(weights[name])
                 if param is not master:
                     param.copy_(master)
-                slot = {k: state[f"{k}/{name}"].to(master.device) for k in ("exp_avg", "exp_avg_sq") if f"{k}/{name}" in state}
+                moments = [key for key in ("exp_avg", "exp_avg_sq") if f"{key}/{name}" in state]
+                slot = {key: state[f"{key}/{name}"].to(master.device) for key in moments}
                 if slot:
                     step = state[f"step/{name}"]
                     self.dense.state[master] = {"step": step.to(master.device), **slot}

@@ -87,7 +87,7 @@ def read_splits(source: Any, data: DataConfig, say: Say) -> Prepared:
         splits = {"train": Split("train", table, targets)}
     for name, part in given.items():
         splits[name] = Split(name, part, encode_labels(task, part))
-    ordered = {name: splits[name] for name in ("train", "valid", "test") if name in splits}
+    ordered: dict[str, Split] = {name: splits[name] for name in ("train", "valid", "test") if name in splits}
     prepared = Prepared(task, ordered, _rule(data, fractions, task))
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in ordered.items())
     say(f"Splits: {sizes} rows ({prepared.rule}).")
@@ -111,7 +111,8 @@ def _rule(data: DataConfig, fractions: dict[str, float | None], task: Task) -> s
         return "files as given" if data.valid or data.test else "all rows train"
     train = round(100 * (1 - sum(drawn.values())))
     shares = "/".join([f"{train}", *(f"{round(100 * share)}" for share in drawn.values())])
-    how = f"grouped by {data.group}" if data.group else "stratified" if task.kind == "single" else "iteratively stratified"
+    stratified = "stratified" if task.kind == "single" else "iteratively stratified"
+    how = f"grouped by {data.group}" if data.group else stratified
     return f"{shares} of the rows, {how}, split seed {data.split_seed}"
 
 
@@ -122,7 +123,7 @@ def _refuse_shared_groups(table: Table, given: dict[str, Table], group: str) -> 
         if shared:
             example = sorted(map(str, shared))[0]
             raise ConfigError(
-                f"--group {group}: {len(shared):,} groups stand in the training file and in the {name} file, for example "
+                f"--group {group}: {len(shared):,} groups stand in both the training and the {name} file, for example "
                 f"'{example}'. Leave those rows out of one of them, or pass --{name} as a fraction."
             )
 

@@ -15,8 +15,7 @@ from bertune.data.tasks import Task
 from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError, listed
 from bertune.evaluate.metrics import check_metric
-from bertune.files import to_json, write_atomic, write_json
-from bertune.hub import Source
+from bertune.files import disk_full, to_json, write_atomic, write_json
 from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import EncoderConfig
 from bertune.model.heads import decide_head
@@ -24,6 +23,7 @@ from bertune.model.load import load_model, read_config
 from bertune.model.machine import Machine, choose_machine
 from bertune.model.source import open_source
 from bertune.ship.predict import Predictor
+from bertune.training import checkpoint
 from bertune.training.finish import finish, read_metrics
 from bertune.training.fit import Fit
 from bertune.training.listen import Listener, Silent
@@ -60,33 +60,36 @@ def run(
     check_output(out, resume=resume, overwrite=overwrite)
     if resume and is_complete(out):
         say(f"{out} holds a complete run already; nothing to do.")
+        checkpoint.remove(out / "run" / "checkpoints")  # where the run was killed just before doing so
         return Result(out, Bundle.read(out).task, read_metrics(out))
 
     folder, base = open_source(config.model.name, revision=config.model.revision)
     if overwrite and folder.resolve() == out.resolve():
-        raise ConfigError(f"--model and --out are both {out}: --overwrite would delete the model. Choose another --out.")
+        raise ConfigError(f"--model and --out are both {out}; --overwrite would delete it. Choose another --out.")
     encoder = read_config(folder)
     tokenizer = Tokenizer.load(folder)
     check_fit(tokenizer, encoder, folder)
     prepared = read_splits(source, config.data, say)
     metric = check_metric(config.train.metric, prepared.task.kind)
+    check_freeze(config.model.freeze, encoder)
     max_length = settle_length(config, encoder, prepared.task, tokenizer)
     tokenize(prepared, tokenizer, max_length=max_length, truncation=config.model.truncation, say=say)
     plan = settle(config.train, rows=len(prepared.train), encoder=encoder)
     say(plan.sentence())
 
     prepare_output(out, resume=resume, overwrite=overwrite)
-    machine = settle_machine(config, out, plan, resume=resume)
-    machine.use()
-    say(machine.sentence())
-    keep_record(config, out, prepared, resume=resume)
-    model = load(config, folder, prepared.task, say)
-    say(forecast(model, prepared, plan, machine))
-    fit = Fit(model, prepared, config, plan, machine, metric=metric, folder=out / "run", listener=listener)
-    progress = fit.run(resume=resume)
-    metrics = finish(
-        fit, progress, out=out, base=base, folder=folder, tokenizer=tokenizer, max_length=max_length, metric=metric
-    )
+    with disk_full(f"a file in {out}", kept="What was written before it is whole."):
+        machine = settle_machine(config, out, plan, resume=resume)
+        machine.use()
+        say(machine.sentence())
+        keep_record(config, out, prepared, resume=resume)
+        model = load(config, folder, prepared.task, say)
+        say(forecast(model, prepared, plan, machine))
+        fit = Fit(model, prepared, config, plan, machine, metric=metric, folder=out / "run", listener=listener)
+        progress = fit.run(resume=resume)
+        metrics = finish(
+            fit, progress, out=out, base=base, folder=folder, tokenizer=tokenizer, max_length=max_length, metric=metric
+        )
     return Result(out, prepared.task, metrics)
 
 
@@ -101,6 +104,15 @@ def check_fit(tokenizer: Tokenizer, encoder: EncoderConfig, folder: Path) -> Non
         raise ConfigError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens and the encoder embeddings for only "
             f"{encoder.vocab_size:,}; they do not belong together. Put the tokenizer files of this encoder there."
+        )
+
+
+def check_freeze(freeze: str, encoder: EncoderConfig) -> None:
+    """Raise ConfigError where more layers are to be frozen than there are."""
+    if freeze.isdigit() and int(freeze) > encoder.layers:
+        raise ConfigError(
+            f"--freeze {freeze}: this encoder has {encoder.layers} layers. "
+            f"Pass --freeze {encoder.layers} or less, or --freeze encoder."
         )
 
 

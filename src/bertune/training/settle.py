@@ -44,7 +44,7 @@ def settle(config: TrainConfig, *, rows: int, encoder: EncoderConfig) -> Plan:
         epochs = math.ceil(steps / per_epoch)
     every = [round(per_epoch * part / config.evals_per_epoch) for part in range(1, config.evals_per_epoch + 1)]
     marks = {epoch * per_epoch + max(1, part) for epoch in range(epochs) for part in every}
-    evaluate_at = tuple(sorted(mark for mark in marks if mark < steps)) + (steps,)
+    evaluate_at = (*sorted(mark for mark in marks if mark < steps), steps)
     return Plan(epochs, steps, per_epoch, batch_size, config.lr or default_lr(encoder), evaluate_at)
 
 

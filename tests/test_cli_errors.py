@@ -1,0 +1,279 @@
+"""What goes wrong on the command line is one line on stderr, without a traceback, and an exit code that says whose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from shell import Done, bertune, call, write_rows
+from tiny_runs import pair_rows, topic_rows
+
+from bertune import cli
+from bertune.errors import ConfigError, TrainingError
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data") / "topics.csv", topic_rows(40))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, table: Path) -> Path:
+    """A result, trained for one step."""
+    import bertune as package
+
+    out = tmp_path_factory.mktemp("runs") / "topics"
+    settings = {"train.max_steps": 1, "train.threads": 1, "train.device": "cpu"}
+    package.train(table, out=out, model=tiny_bert, settings=settings)
+    return out
+
+
+def only_line(done: Done, code: int = 2) -> str:
+    """The error, which is the last line and the only one that begins so; nothing is on stdout."""
+    assert done.code == code, done.err
+    assert done.out == ""
+    assert "Traceback" not in done.err
+    *others, last = done.err.splitlines()
+    assert last.startswith("Error: ") and not any(line.startswith("Error") for line in others)
+    return last.removeprefix("Error: ")
+
+
+# The words of the command line
+
+
+USAGE = {
+    "an unknown command": (["trian", "x.csv"], "No such command 'trian'. Did you mean 'train'? See bertune --help."),
+    "an unknown option": (
+        ["train", "x.csv", "--lable", "y"],
+        "bertune train: no option --lable; did you mean '--label'? See bertune train --help.",
+    ),
+    "an option nothing resembles": (["cache", "--zzz"], "bertune cache: no option --zzz. See bertune cache --help."),
+    "an option without its value": (["train", "--lr"], "Option '--lr' requires an argument. See bertune train --help."),
+    "a missing argument": (["predict", "runs/x"], "Missing argument 'FILE'. See bertune predict --help."),
+    "no output": (
+        ["train", "x.csv"],
+        "--out is missing: name the folder for the result, for example --out runs/papers.",
+    ),
+    "no data": (
+        ["train", "--out", "runs/x"],
+        "DATA is missing: name one or more files, for example bertune train papers.csv --out runs/papers.",
+    ),
+    "no data and nothing to resume": (
+        ["train", "--out", "runs/x", "--resume"],
+        "DATA is missing, and runs/x holds no run to take up: name one or more files, "
+        "for example bertune train papers.csv --out runs/papers.",
+    ),
+    "a choice that is none": (
+        ["train", "x.csv", "--out", "runs/x", "--header", "maybe"],
+        "--header: 'data.header' cannot be 'maybe': input should be 'auto', 'yes' or 'no'.",
+    ),
+    "a number that is none": (
+        ["train", "x.csv", "--out", "runs/x", "--lr", "fast"],
+        "--lr: 'train.lr' cannot be 'fast': input should be a valid number, unable to parse string as a number.",
+    ),
+    "a number out of range": (
+        ["train", "x.csv", "--out", "runs/x", "--epochs", "0"],
+        "--epochs: 'train.epochs' cannot be '0': input should be greater than or equal to 1.",
+    ),
+    "an empty value": (
+        ["train", "x.csv", "--out", "runs/x", "--label-sep", ""],
+        "--label-sep: is empty; expected TEXT, or leave the option out.",
+    ),
+    "a setting without a value": (
+        ["train", "x.csv", "--out", "runs/x", "--set", "train.lr"],
+        "--set train.lr: expected section.option=value, for example train.lr=1e-4.",
+    ),
+    "a setting that does not exist": (
+        ["train", "x.csv", "--out", "runs/x", "--set", "train.epoch=3"],
+        "--set train.epoch=3: 'train.epoch' is not an option; did you mean 'epochs'?",
+    ),
+    "a configuration that is not there": (
+        ["train", "x.csv", "--out", "runs/x", "--config", "no.yaml"],
+        "no.yaml: no such configuration file.",
+    ),
+    "an unknown action": (["cache", "empty"], "bertune cache empty: expected list or clear."),
+    "stdin beside files": (
+        ["predict", "runs/x", "a.csv", "-"],
+        "'-' is stdin and stands alone; name files, or pipe them in.",
+    ),
+    "an output of unknown format": (
+        ["predict", "runs/x", "a.csv", "--out", "scored.xls"],
+        "--out scored.xls: its ending tells no format; use one of .csv, .tsv, .tab, .jsonl, .ndjson, "
+        "or pass --output-format.",
+    ),
+    "an unknown output format": (
+        ["predict", "runs/x", "a.csv", "--output-format", "json"],
+        "--output-format: no format 'json'; did you mean 'jsonl'?",
+    ),
+    "JSON in another format": (
+        ["predict", "runs/x", "a.csv", "--json", "--output-format", "csv"],
+        "--json writes JSON lines on stdout; leave out --output-format csv.",
+    ),
+    "an output in no folder": (
+        ["predict", "runs/x", "a.csv", "--out", "nowhere/scored.csv"],
+        "--out nowhere/scored.csv: there is no folder 'nowhere'. Make it, or choose another place.",
+    ),
+    "a result that is not there": (
+        ["evaluate", "runs/x", "a.csv"],
+        "runs/x: no such folder. Make a result folder with: bertune train DATA --out FOLDER.",
+    ),
+    "a setting that could not matter": (
+        ["predict", "runs/x", "a.csv", "--set", "train.lr=1"],
+        "--set train.lr=1: has no effect here; what has is data.columns, data.encoding, data.format, data.header, "
+        "data.layout, data.quoting, data.text, data.text_pair, train.device, train.precision, train.threads.",
+    ),
+    "an option of another command": (
+        ["predict", "runs/x", "a.csv", "--drop-label", "-"],
+        "bertune predict: no option --drop-label. See bertune predict --help.",
+    ),
+    "a model that is not there": (
+        ["convert", "nothing", "out"],
+        "'nothing' is no file or folder here and no preset. Presets: mini, bert, modern, science, multilingual, chinese, "
+        "d2l-small, d2l-base. Or pass a model folder, an archive, or a hub name as owner/name.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", USAGE)
+def test_a_usage_error_is_one_sentence_and_exit_code_2(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, expected = USAGE[case]
+    assert only_line(call(*arguments)) == expected
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_ends_with_the_same_line_and_code() -> None:
+    arguments, expected = USAGE["an unknown option"]
+    assert only_line(bertune(*arguments)) == expected
+
+
+# The data
+
+
+def test_a_misnamed_column_names_the_nearest_and_touches_nothing(table: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = bertune("train", table, "--model", tiny_bert, "--text", "txet", "--label", "label", "--out", out)
+    assert f"{table}: no column 'txet'; did you mean 'text'?" in only_line(done)
+    assert not out.exists()
+
+
+def test_a_missing_file_is_named(tiny_bert: Path, tmp_path: Path) -> None:
+    done = call("train", tmp_path / "topcis.csv", "--model", tiny_bert, "--out", tmp_path / "run")
+    assert only_line(done) == f"{tmp_path / 'topcis.csv'}: no such file."
+
+
+def test_predict_misses_a_column(trained: Path, tmp_path: Path) -> None:
+    table = write_rows(tmp_path / "new.csv", [{"txt": "a", "id": "1"}])
+    assert f"{table}: no column 'text'; did you mean 'txt'?" in only_line(call("predict", trained, table))
+
+
+@pytest.mark.parametrize("name", ["prediction", "prob:tools"])
+def test_predict_refuses_a_column_that_it_would_write(trained: Path, tmp_path: Path, name: str) -> None:
+    table = write_rows(tmp_path / "new.csv", [{"text": "a", name: "1"}])
+    assert only_line(call("predict", trained, table)) == (
+        f"{table}: has a column '{name}' already, and the output would have it twice. Rename it there, or remove it."
+    )
+
+
+def test_errors_about_a_piped_table_call_it_stdin(trained: Path) -> None:
+    done = call("predict", trained, "-", "--format", "csv", stdin="txt,id\na,1\n")
+    assert only_line(done).startswith("stdin: no column 'text'")
+
+
+def test_predict_needs_some_input(trained: Path) -> None:
+    assert only_line(call("predict", trained, "-")) == "stdin: is empty; expected one text a line."
+
+
+def test_options_for_tables_do_not_fit_plain_lines(trained: Path) -> None:
+    done = call("predict", trained, "-", "--columns", "a,b", stdin="x\n")
+    assert only_line(done) == "--columns: - is read as one text a line; pass --format csv or jsonl for a table."
+
+
+def test_pairs_do_not_fit_a_model_of_single_texts(trained: Path, table: Path) -> None:
+    done = call("predict", trained, table, "--text-pair", "label")
+    assert only_line(done) == "--text-pair label: the model reads one text, not pairs; leave it out."
+
+
+def test_a_line_of_a_pair_needs_a_tab(tmp_path: Path, tiny_bert: Path) -> None:
+    import bertune as package
+
+    out = tmp_path / "pairs"
+    settings = {"train.max_steps": 1, "train.threads": 1, "train.device": "cpu"}
+    rows = pair_rows(40)
+    package.train(
+        rows, out=out, model=tiny_bert, text="first", text_pair="second", label="label", settings=settings
+    )
+    assert only_line(call("predict", out, "-", stdin="a\tb\nonly one\n")) == (
+        "stdin line 2: expected the two texts of a pair with one tab between, found 1 text. "
+        "Fix the line, or pass --format csv or jsonl."
+    )
+
+
+def test_evaluate_knows_its_labels(trained: Path, tmp_path: Path) -> None:
+    rows = topic_rows(6)
+    rows[4]["label"] = "tool"
+    table = write_rows(tmp_path / "more.csv", rows)
+    assert only_line(call("evaluate", trained, table)) == (
+        f"{table} row 5, column 'label': 'tool' is not a label of this task; expected one of animals, plants, tools. "
+        "Fix the row, or leave such rows out with --drop-label."
+    )
+    assert call("evaluate", trained, table, "--drop-label", "tool", "--json").json["rows"] == 5
+
+
+def test_outputs_are_never_overwritten_silently(trained: Path, table: Path, tmp_path: Path) -> None:
+    target = tmp_path / "scored.csv"
+    target.write_text("old", encoding="utf-8")
+    for command in ("predict", "evaluate"):
+        done = call(command, trained, table, "--out", target)
+        assert only_line(done) == (
+            f"--out {target}: the file exists. Choose another name, or pass --overwrite to replace it."
+        )
+    done = call("predict", trained, table, "--out", table, "--overwrite")
+    assert only_line(done) == f"--out {table}: is the file that is read; choose another name."
+    done = call("train", table, "--out", trained)
+    assert only_line(done).startswith(f"--out {trained}: the folder holds an earlier run.")
+    assert target.read_text(encoding="utf-8") == "old"
+
+
+def test_a_folder_that_is_no_result_is_said_to_be(tiny_bert: Path, table: Path) -> None:
+    assert "a plain model folder" in only_line(call("predict", tiny_bert, table))
+
+
+# What is nobody's input
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (TrainingError("The loss is not finite."), 1, "Error: The loss is not finite."),
+        (ConfigError("No."), 2, "Error: No."),
+        (KeyboardInterrupt(), 130, "Error: interrupted."),
+        (OSError(28, "No space left on device"), 1, "Error: the disk is full."),
+        (PermissionError(13, "Permission denied", "x.csv"), 1, "Error: [Errno 13] Permission denied: 'x.csv'"),
+    ],
+)
+def test_the_exit_code_tells_whose_fault_it_is(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, line: str
+) -> None:
+    def fail(arguments: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "run", fail)
+    done = call("models")
+    assert (done.code, done.err.strip()) == (code, line)
+
+
+def test_an_unforeseen_error_is_called_a_bug(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BERTUNE_DEBUG", raising=False)
+    cli.report_bug(KeyError, KeyError("lost"), None)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("Error: this is a bug in bertune") and first.endswith("KeyError: 'lost'")
+    assert second == "BERTUNE_DEBUG=1 shows where it happened."
+    monkeypatch.setenv("BERTUNE_DEBUG", "1")
+    try:
+        raise KeyError("lost")
+    except KeyError as error:
+        cli.report_bug(KeyError, error, error.__traceback__)
+    assert "Traceback (most recent call last)" in capsys.readouterr().err

@@ -1,0 +1,308 @@
+"""A whole run: the same seed gives the same bytes, data is split as said, and what goes wrong loses nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+from tiny_runs import QUICK, Told, make_tiny_bert, multi_rows, topic_rows
+from torch import Tensor
+
+import bertune
+from bertune.errors import BertuneError, ConfigError, DataError, TrainingError
+from bertune.model.losses import Loss
+from bertune.training import checkpoint
+from bertune.training.run import Result
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+
+ROWS = topic_rows(100)
+Train = Callable[..., Result]
+
+
+@pytest.fixture
+def train(tmp_path: Path, tiny_bert: Path) -> Train:
+    """`bertune.train` with quick settings; `out` is a name."""
+
+    def run(data: Any = None, *, out: str = "out", settings: dict[str, Any] | None = None, **named: Any) -> Result:
+        named = {"model": tiny_bert} | named
+        return bertune.train(
+            ROWS if data is None else data, out=tmp_path / out, settings=QUICK | (settings or {}), **named
+        )
+
+    return run
+
+
+def weights(result: Result) -> bytes:
+    return (result.out / "model.safetensors").read_bytes()
+
+
+class TestSeeds:
+    def test_the_same_seed_gives_the_same_bytes_and_another_one_others(self, train: Train) -> None:
+        first, again, other = (train(out=str(place), seed=seed) for place, seed in enumerate((3, 3, 4)))
+
+        assert weights(first) == weights(again) != weights(other)
+        assert (first.out / "run/history.jsonl").read_bytes() == (again.out / "run/history.jsonl").read_bytes()
+        assert (first.out / "run/splits.csv").read_bytes() == (other.out / "run/splits.csv").read_bytes()
+
+    def test_the_split_has_a_seed_of_its_own(self, train: Train) -> None:
+        first, other = (
+            train(out=str(seed), settings={"data.split_seed": seed, "train.max_steps": 1}) for seed in (0, 1)
+        )
+
+        assert (first.out / "run/splits.csv").read_bytes() != (other.out / "run/splits.csv").read_bytes()
+
+    def test_cached_tokens_change_nothing(
+        self, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("BERTUNE_CACHE", str(tmp_path / "cache"))
+        missed = train(out="missed")
+        assert list((tmp_path / "cache").rglob("meta.json"))
+        found = train(out="found")
+        monkeypatch.setenv("BERTUNE_CACHE_LIMIT", "0")
+        without = train(out="without")
+
+        assert weights(missed) == weights(found) == weights(without)
+
+    def test_how_often_checkpoints_are_written_changes_nothing(
+        self, train: Train, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        written: list[int] = []
+        usual = checkpoint.save
+        monkeypatch.setattr(checkpoint, "save", lambda folder, each: written.append(each.step) or usual(folder, each))
+        rare = train(out="rare", settings={"train.checkpoint_minutes": 60.0})
+        assert written == []
+        often = train(out="often", settings={"train.checkpoint_steps": 1})
+
+        assert written == list(range(1, 21))
+        assert weights(rare) == weights(often)
+
+    def test_random_numbers_drawn_elsewhere_change_nothing(self, train: Train) -> None:
+        torch.manual_seed(1)
+        first = train(out="first")
+        torch.manual_seed(2)
+        torch.rand(100)
+
+        assert weights(first) == weights(train(out="other"))
+
+
+class TestSplits:
+    def test_without_valid_and_test_a_tenth_is_held_out_for_each(self, train: Train) -> None:
+        told = Told()
+        result = train(listener=told, settings={"train.max_steps": 1})
+
+        assert "Splits: 80 train, 10 valid, 10 test rows (80/10/10 of the rows, stratified, split seed 0)." in told.said
+        assert [result.metrics[name]["rows"] for name in ("train", "valid", "test")] == [80, 10, 10]
+
+    def test_a_validation_file_alone_leaves_all_rows_to_train_and_no_test_split(
+        self, train: Train, tmp_path: Path
+    ) -> None:
+        pl.DataFrame(topic_rows(20, seed=1)).write_csv(tmp_path / "valid.csv")
+        result = train(valid=str(tmp_path / "valid.csv"), settings={"train.max_steps": 1})
+
+        assert result.metrics["train"]["rows"] == 100
+        assert result.metrics["valid"]["rows"] == 20
+        assert "test" not in result.metrics
+        assert not (result.out / "run/predictions-test.parquet").exists()
+
+    def test_paths_are_taken_as_well_as_names(self, train: Train, tmp_path: Path) -> None:
+        for name, count in (("train", 40), ("valid", 10), ("test", 12)):
+            pl.DataFrame(topic_rows(count, seed=count)).write_csv(tmp_path / f"{name}.csv")
+        result = train(
+            tmp_path / "train.csv", valid=tmp_path / "valid.csv", test=tmp_path / "test.csv",
+            settings={"train.max_steps": 1},
+        )  # fmt: skip
+
+        assert [result.metrics[name]["rows"] for name in ("train", "valid", "test")] == [40, 10, 12]
+
+    def test_a_fraction_for_one_split_makes_only_that_one(self, train: Train) -> None:
+        result = train(test=0.2, settings={"train.max_steps": 1})
+
+        assert result.metrics["train"]["rows"] == 80
+        assert result.metrics["test"]["rows"] == 20
+        assert "valid" not in result.metrics
+
+    def test_the_saved_row_numbers_are_each_row_once(self, train: Train, tmp_path: Path) -> None:
+        pl.DataFrame(ROWS).write_csv(tmp_path / "topics.csv")
+        result = train(tmp_path / "topics.csv", settings={"train.max_steps": 1})
+        saved = pl.read_csv(result.out / "run/splits.csv")
+
+        assert saved.columns == ["split", "file", "row"]
+        assert saved["file"].unique().to_list() == ["topics.csv"]
+        assert sorted(saved["row"]) == list(range(1, 101))
+        test = pl.read_parquet(result.out / "run/predictions-test.parquet")
+        assert test["row"].to_list() == saved.filter(split="test")["row"].to_list()
+        assert test["label"].to_list() == [ROWS[row - 1]["label"] for row in test["row"]]
+
+    def test_an_unknown_label_of_a_validation_file_is_an_error_before_the_output_is_touched(
+        self, train: Train, tmp_path: Path
+    ) -> None:
+        pl.DataFrame([{"text": "the cat", "label": "animals"}, {"text": "x", "label": "planets"}]).write_csv(
+            tmp_path / "valid.csv"
+        )
+        with pytest.raises(DataError, match=r"valid\.csv row 2, column 'label': 'planets' is not a label of this task"):
+            train(valid=str(tmp_path / "valid.csv"))
+
+        assert not (tmp_path / "out").exists()
+
+
+class TestSources:
+    @pytest.mark.parametrize(
+        "form", [pd.DataFrame, pl.DataFrame, lambda rows: pl.DataFrame(rows).to_arrow(), list,
+                 lambda rows: pl.DataFrame(rows).to_dict(as_series=False)],
+        ids=["pandas", "polars", "arrow", "list of dicts", "dict of columns"],
+    )  # fmt: skip
+    def test_data_in_memory_trains_as_the_same_rows_of_a_file(
+        self, train: Train, tmp_path: Path, form: Callable[[Any], Any]
+    ) -> None:
+        pl.DataFrame(ROWS).write_csv(tmp_path / "topics.csv")
+        settings = {"train.max_steps": 2}
+
+        assert weights(train(form(ROWS), settings=settings)) == weights(
+            train(tmp_path / "topics.csv", out="file", settings=settings)
+        )
+
+    def test_no_data_at_all_is_an_error_with_an_example(self, train: Train, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="No data: name one or more files"):
+            bertune.train(None, out=tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+class TestLimits:
+    def test_more_tokens_than_the_encoder_has_positions_for_are_refused(self, train: Train, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"--max-length 65: this encoder reads at most 64 tokens"):
+            train(settings={"model.max_length": 65})
+        assert not (tmp_path / "out").exists()
+
+    def test_by_default_a_row_may_be_as_long_as_the_encoder_allows(self, train: Train) -> None:
+        result = train(settings={"model.max_length": None, "train.max_steps": 1})
+
+        assert result.predictor().bundle.max_length == 64
+
+    def test_a_tokenizer_of_another_encoder_is_refused(self, train: Train, tmp_path: Path) -> None:
+        folder = make_tiny_bert(tmp_path / "model")
+        (folder / "vocab.txt").write_text((folder / "vocab.txt").read_text(encoding="utf-8") + "more\n", encoding="utf-8")
+
+        with pytest.raises(ConfigError, match="the tokenizer has 52 tokens and the encoder embeddings for only 51"):
+            train(model=folder)
+
+    def test_more_layers_than_there_are_cannot_be_frozen(self, train: Train, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"--freeze 3: this encoder has 2 layers"):
+            train(settings={"model.freeze": "3"})
+        assert not (tmp_path / "out").exists()
+
+    def test_a_metric_of_the_other_kind_of_task_is_refused_at_once(self, train: Train, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="--metric accuracy: not a metric of a multi-label task"):
+            train(multi_rows(60), settings={"train.metric": "accuracy"})
+        assert not (tmp_path / "out").exists()
+
+
+class TestDivergence:
+    def test_it_stops_with_advice_keeps_the_last_good_weights_and_leaves_no_half_result(
+        self, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = train(out="whole", settings={"train.max_steps": 7, "train.schedule": "constant"})
+        usual, calls = Loss.__call__, []
+
+        def broken(self: Loss, logits: Tensor, targets: Tensor) -> Tensor:
+            calls.append(1)
+            return usual(self, logits, targets) * (torch.nan if len(calls) > 7 else 1.0)
+
+        monkeypatch.setattr(Loss, "__call__", broken)
+        with pytest.raises(TrainingError) as caught:
+            train(settings={"train.schedule": "constant", "train.select_best": False})
+
+        assert caught.value.exit_code == 1
+        for words in ("Step 8: the loss is no longer a finite number", "Lower --lr", "The weights of step 7 are kept"):
+            assert words in str(caught.value)
+        assert not (tmp_path / "out/bertune.json").exists()
+        kept = checkpoint.load_newest(tmp_path / "out/run/checkpoints", print)
+        assert kept is not None
+        assert kept.step == 7
+        assert all(torch.isfinite(value).all() for value in kept.tensors["weights"].values())
+        assert whole.out.exists()
+
+    def test_a_learning_rate_that_is_far_too_high_ends_so_too(self, train: Train, tmp_path: Path) -> None:
+        with pytest.raises(TrainingError, match="finite"):
+            train(lr=1e30, settings={"train.clip": None})
+        assert not (tmp_path / "out/bertune.json").exists()
+
+    def test_outputs_that_are_not_finite_in_an_evaluation_keep_the_checkpoint_before_it(
+        self, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from bertune.training import fit
+
+        usual = fit.infer_logits
+        monkeypatch.setattr(fit, "infer_logits", lambda *args, **named: usual(*args, **named) * float("nan"))
+        with pytest.raises(TrainingError, match="are not finite"):
+            train(settings={"train.checkpoint_steps": 4})
+        kept = checkpoint.load_newest(tmp_path / "out/run/checkpoints", print)
+
+        assert kept is not None
+        assert kept.step == 8
+
+
+class TestFullDisk:
+    """A full disk is simulated: the errors are those that the system and safetensors give."""
+
+    FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fails(self, run: Callable[[], Any]) -> BertuneError:
+        with pytest.raises(TrainingError, match="The disk is full") as caught:
+            run()
+        assert caught.value.exit_code == 1
+        assert "--resume" in str(caught.value)
+        return caught.value
+
+    @pytest.mark.parametrize("error", [FULL, RuntimeError("I/O error: No space left on device (os error 28)")], ids=str)
+    def test_while_writing_a_checkpoint_the_earlier_one_stays_and_the_run_can_go_on(
+        self, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    ) -> None:
+        settings = {"train.checkpoint_steps": 4}
+        whole = train(out="whole", settings=settings)
+        calls: list[int] = []
+        usual = checkpoint.save_file
+
+        def full(tensors: dict[str, Tensor], path: Path) -> None:
+            calls.append(1)
+            if len(calls) == 5:  # the second file of the second checkpoint
+                Path(path).write_bytes(b"half")
+                raise error
+            usual(tensors, path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "save_file", full)
+            self.fails(lambda: train(settings=settings))
+        folder = tmp_path / "out/run/checkpoints"
+        assert [path.name for path in folder.iterdir()] == ["step-00000004"]
+        assert checkpoint.load_newest(folder, print) is not None
+
+        assert weights(train(settings=settings, resume=True)) == weights(whole)
+
+    @pytest.mark.parametrize(
+        "place",
+        ["training.fit.write_atomic", "training.finish.save_model", "training.finish.write_predictions",
+         "training.finish.model_card", "training.finish.plot_curves", "training.run.write_split_rows",
+         "training.fit.checkpoint.save_best"],
+    )  # fmt: skip
+    def test_wherever_it_happens_it_is_said_and_the_run_can_go_on(
+        self, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    ) -> None:
+        def full(*args: Any, **named: Any) -> None:
+            raise self.FULL
+
+        settings = {"train.max_steps": 4, "train.checkpoint_steps": 4}
+        with monkeypatch.context() as patch:
+            patch.setattr(f"bertune.{place}", full)
+            self.fails(lambda: train(settings=settings))
+
+        result = train(settings=settings, resume=True)
+        assert json.loads((result.out / "run/metrics.json").read_text(encoding="utf-8"))["train"]["steps"] == 4

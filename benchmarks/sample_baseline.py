@@ -23,7 +23,8 @@ sys.path.insert(0, str(ROOT / "src"))
 SAMPLE = ROOT / "src" / "bertune" / "samples" / "papers.csv"
 GRID = [
     {"ngram_range": grams, "stop_words": stops, "C": strength, "class_weight": weight}
-    for grams in ((1, 1), (1, 2)) for stops in (None, "english") for strength in (1.0, 10.0) for weight in (None, "balanced")
+    for grams in ((1, 1), (1, 2)) for stops in (None, "english")
+    for strength in (1.0, 10.0) for weight in (None, "balanced")
 ]  # fmt: skip
 
 
@@ -48,7 +49,8 @@ def main() -> None:
     for number in range(chosen.folds):
         inside, outside = np.flatnonzero(folds != number), np.flatnonzero(folds == number)
         ours[outside] = encoder_predictions(table, inside, outside, chosen.threads)
-        print(f"fold {number + 1} of {chosen.folds}: micro-F1 {micro_f1(ours[outside], targets[outside]):.3f}", flush=True)
+        score = micro_f1(ours[outside], targets[outside])
+        print(f"fold {number + 1} of {chosen.folds}: micro-F1 {score:.3f}", flush=True)
     texts = [" ".join(pair) for pair in zip(table.column("TITLE"), table.column("ABSTRACT"), strict=True)]
     linear, setting = best_linear(texts, targets, folds)
     result = {
@@ -102,7 +104,8 @@ def best_linear(texts: list[str], targets: np.ndarray, folds: np.ndarray) -> tup
         for number in np.unique(folds):
             inside = np.flatnonzero(folds != number)
             outside = np.flatnonzero(folds == number)
-            words = TfidfVectorizer(sublinear_tf=True, ngram_range=setting["ngram_range"], stop_words=setting["stop_words"])
+            grams, stops = setting["ngram_range"], setting["stop_words"]
+            words = TfidfVectorizer(sublinear_tf=True, ngram_range=grams, stop_words=stops)
             features = words.fit_transform([texts[row] for row in inside])
             linear = OneVsRestClassifier(LinearSVC(C=setting["C"], class_weight=setting["class_weight"]))
             linear.fit(features, targets[inside])

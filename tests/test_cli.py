@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shell import PROGRAM, bertune, call, environment, read_rows, write_rows
-from tiny_runs import TOPICS, multi_rows, pair_rows, topic_rows
 
 import bertune as package
 from bertune.bundle import Bundle
 from bertune.commands.options import flags_of
+from shell import PROGRAM, bertune, call, environment, read_rows, write_rows
+from tiny_runs import TOPICS, multi_rows, pair_rows, topic_rows
 
-QUICK = ("--epochs", "2", "--lr", "5e-3", "--batch-size", "8", "--precision", "fp32", "--device", "cpu", "--threads", "1")
+QUICK = (
+    "--epochs", "2", "--lr", "5e-3", "--batch-size", "8", "--precision", "fp32", "--device", "cpu", "--threads", "1",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def multi(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> dict[str
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> dict[str, Any]:
-    """A run over pairs in SNLI's columns, where some rows have no label ('-'); with files for every split, and quiet."""
+    """A quiet run over pairs in SNLI's columns, with a file a split; a row of each has no label ('-')."""
     folder = tmp_path_factory.mktemp("pairs")
     tables = {}
     for number, name in enumerate(("train", "dev", "test")):
@@ -90,8 +92,8 @@ def test_json_is_one_object_and_the_rest_goes_to_stderr(single: dict[str, Any]) 
 
 def test_training_says_what_it_found_and_chose(single: dict[str, Any]) -> None:
     said = single["done"].err
-    for word in ("Task: single-label", "Splits: 48 train, 6 valid, 6 test", "Machine: cpu", "Estimate:", "Epoch 1, valid"):
-        assert word in said
+    for words in ("Task: single-label", "Splits: 48 train, 6 valid", "Machine: cpu", "Estimate:", "Epoch 1, valid"):
+        assert words in said
     assert "\x1b" not in said and "\r" not in said  # a pipe gets plain lines
 
 
@@ -229,6 +231,13 @@ def test_predict_takes_unlabelled_files_and_other_columns(single: dict[str, Any]
     assert [(row["words"], row["n"], row["tags"]) for row in rows] == [("a cat", 1, ["x"]), (None, 2.5, None)]
     sheet = read_text(call("predict", single["out"], table, "--text", "words").out, tmp_path)
     assert [(row["words"], row["n"], row["tags"]) for row in sheet] == [("a cat", "1.0", '["x"]'), ("", "2.5", "")]
+
+
+def test_lines_show_the_texts_of_a_table_alone(single: dict[str, Any], tmp_path: Path) -> None:
+    table = write_rows(tmp_path / "new.csv", [{"id": "7", "text": "a cat\x1b\nwas here " * 20}, {"id": "8", "text": ""}])
+    lines = call("predict", single["out"], table, "--output-format", "lines").out.splitlines()
+    assert re.fullmatch(r"\w+ 0\.\d\d +a cat was here a cat was here [a-z ]+…", lines[0])
+    assert re.fullmatch(r"\w+ 0\.\d\d *", lines[1])
 
 
 def test_a_file_of_one_text_a_line_needs_no_column_name(multi: dict[str, Any], tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from shell import Done, bertune, call, write_rows
-from tiny_runs import pair_rows, topic_rows
 
 from bertune import cli
 from bertune.errors import ConfigError, TrainingError
+from shell import Done, bertune, call, write_rows
+from tiny_runs import pair_rows, topic_rows
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +128,8 @@ USAGE = {
     ),
     "a model that is not there": (
         ["convert", "nothing", "out"],
-        "'nothing' is no file or folder here and no preset. Presets: mini, bert, modern, science, multilingual, chinese, "
-        "d2l-small, d2l-base. Or pass a model folder, an archive, or a hub name as owner/name.",
+        "'nothing' is no file or folder here and no preset. Presets: mini, bert, modern, science, multilingual, "
+        "chinese, d2l-small, d2l-base. Or pass a model folder, an archive, or a hub name as owner/name.",
     ),
 }
 
@@ -249,6 +249,7 @@ def test_a_folder_that_is_no_result_is_said_to_be(tiny_bert: Path, table: Path) 
     [
         (TrainingError("The loss is not finite."), 1, "Error: The loss is not finite."),
         (ConfigError("No."), 2, "Error: No."),
+        (ConfigError("'a\nb\x1b[2Jc' is no label."), 2, "Error: 'a b [2Jc' is no label."),
         (KeyboardInterrupt(), 130, "Error: interrupted."),
         (OSError(28, "No space left on device"), 1, "Error: the disk is full."),
         (PermissionError(13, "Permission denied", "x.csv"), 1, "Error: [Errno 13] Permission denied: 'x.csv'"),
@@ -265,7 +266,9 @@ def test_the_exit_code_tells_whose_fault_it_is(
     assert (done.code, done.err.strip()) == (code, line)
 
 
-def test_an_unforeseen_error_is_called_a_bug(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unforeseen_error_is_called_a_bug(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("BERTUNE_DEBUG", raising=False)
     cli.report_bug(KeyError, KeyError("lost"), None)
     first, second = capsys.readouterr().err.splitlines()

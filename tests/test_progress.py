@@ -1,4 +1,4 @@
-"""What the user sees while work goes on: plain lines now and then on a pipe, a bar on a terminal, nothing when quiet."""
+"""What the user sees while work goes on: now and then a line on a pipe, a bar on a terminal, nothing when quiet."""
 
 from __future__ import annotations
 

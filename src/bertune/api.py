@@ -51,7 +51,8 @@ def train(
         for section, values in given.items()
     }
     return run(
-        base.updated(chosen, place="train()"), out=out, source=source, resume=resume, overwrite=overwrite, listener=listener
+        base.updated(chosen, place="train()"), out=out, source=source, resume=resume, overwrite=overwrite,
+        listener=listener,
     )
 
 

@@ -20,6 +20,7 @@ import typer
 from bertune import __version__
 from bertune.errors import BertuneError, nearest
 from bertune.files import is_disk_full
+from bertune.progress import printable
 
 if TYPE_CHECKING:
     from bertune.commands.options import Command
@@ -122,7 +123,7 @@ def usage_sentence(error: typer.TyperException, path: str) -> str:
 
 def fail(text: str, code: int) -> int:
     """Say what went wrong in a line on stderr; the exit code."""
-    print(f"Error: {text}", file=sys.stderr, flush=True)
+    print(f"Error: {printable(text)}", file=sys.stderr, flush=True)
     return code
 
 

@@ -176,7 +176,7 @@ class ModelConfig(_Section):
     freeze: str = Field(
         "none",
         pattern=r"^(none|encoder|embeddings|[0-9]+)$",
-        description="What is not trained: none, encoder, embeddings, or a number of lowest layers (embeddings included).",
+        description="What is not trained: none, encoder, embeddings, or a number of lowest layers (with embeddings).",
         json_schema_extra=_flag("--freeze", group="Model", metavar="none|encoder|embeddings|K"),
     )
     train_positions: bool = Field(True, description="Train the position embeddings (the book's program does not).")

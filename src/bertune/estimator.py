@@ -148,7 +148,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.multilabel_ = values.ndim == 2 and values.shape[1] > 1
         if self.multilabel_:
             given = getattr(y, "columns", None)
-            names = [str(name) for name in given] if given is not None else [f"label_{n}" for n in range(values.shape[1])]
+            names = [f"label_{n}" for n in range(values.shape[1])] if given is None else [str(name) for name in given]
             self.classes_ = np.array(names, dtype=object) if given is not None else np.arange(values.shape[1])
             return {name: values[:, place].tolist() for place, name in enumerate(names)}, names
         values = values.reshape(count)

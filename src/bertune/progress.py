@@ -44,7 +44,8 @@ class Display:
             self.line(text)
 
     def line(self, text: str) -> None:
-        """A sentence that is never left out: a warning or an error."""
+        """A sentence that is never left out, such as a warning."""
+        text = printable(text)
         if self.meter is not None:
             self.meter.line(text)
         else:
@@ -185,6 +186,11 @@ def start_display(*, quiet: bool) -> Display:
     log.propagate = False
     log.handlers = [SentenceHandler(display)]
     return display
+
+
+def printable(text: str) -> str:
+    """One line, whatever a cell or a file name in it holds: no line breaks, and nothing that a terminal would obey."""
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def is_terminal(stream: TextIO) -> bool:

@@ -76,7 +76,7 @@ class Predict(Configured):
             first = next(tables)  # what is wrong with the columns is said before torch is imported
             check_columns(first, placed)
             predictor = open_predictor(self.folder, config)
-            sheet = Sheet(stack.enter_context(output(target)), form, first.columns, task)
+            sheet = Sheet(stack.enter_context(output(target)), form, first.columns, placed)
             show = target is not None or not is_terminal(sys.stdout)
             rows = fill(sheet, predictor, placed, chain([first], tables), display, show=show)
         if target is not None:

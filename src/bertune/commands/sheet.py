@@ -57,11 +57,15 @@ def separator(task: Task) -> str:
 
 
 class Sheet:
-    """Writes rows as csv, tsv, jsonl, or `lines`: the answer and the beginning of the text, for people."""
+    """Writes rows as csv, tsv, jsonl, or `lines`: the answer and the beginning of the text, for people.
+
+    `task` names the text columns as they are called in this input.
+    """
 
     def __init__(self, stream: TextIO, form: str, columns: Sequence[str], task: Task) -> None:
         self.stream, self.form, self.task = stream, form, task
         self.names = [*columns, PREDICTION, *(PROBABILITY + label for label in task.labels)]
+        self.texts = [place for place, name in enumerate(columns) if name in (*task.text, *task.text_pair)]
         self.is_table = form in ("csv", "tsv")
         self.joint = separator(task) if self.is_table and task.kind == "multi" else ""
         self.table = csv.writer(stream, delimiter="\t" if form == "tsv" else ",", lineterminator="\n")
@@ -90,7 +94,8 @@ class Sheet:
         wide = min(48, max(map(text_width, answers)))
         for answer, (row, _, _) in zip(answers, rows, strict=True):
             pad = " " * max(0, wide - text_width(answer))
-            self.stream.write(f"{answer}{pad}  {shortened(' | '.join(row))}\n")
+            texts = " | ".join(cell_text(row[place]) for place in self.texts)
+            self.stream.write(f"{answer}{pad}  {shortened(texts)}\n")
 
     def _answer(self, prediction: Any, share: list[float]) -> str:
         """`Physics 0.93`; of several labels the most probable first; `none (Physics 0.31)` where there is none."""

@@ -50,7 +50,8 @@ class Train(Configured):
         if not config.data.files:
             also = f", and {self.out} holds no run to take up" if self.resume else ""
             raise ConfigError(
-                f"DATA is missing{also}: name one or more files, for example bertune train papers.csv --out runs/papers."
+                f"DATA is missing{also}: name one or more files, "
+                "for example bertune train papers.csv --out runs/papers."
             )
 
         from bertune.training.run import run

@@ -149,7 +149,7 @@ def drop_add_norm(update: Tensor, residual: Tensor, norm: Norm, rate: float, noi
 
 
 def _table(rows: int, width: int) -> nn.Embedding:
-    """An embedding without values: drawing some on the meta device makes torch import its compiler, which takes long."""
+    """An embedding without values: drawing them on the meta device makes torch import its compiler, which is slow."""
     return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
 
 

@@ -117,7 +117,7 @@ def _build(config: EncoderConfig, head: HeadConfig, seed: int, module: AdapterEn
     """A model with a new head; an encoder of our own has no memory yet, for its weights come from the file."""
     with torch.device("meta"):
         model = ClassifierModel(config, head, module=module)
-    # A second head, since giving memory to the first would make torch import sympy; nobody's random numbers are used up.
+    # A second head, since giving memory to the first would make torch import sympy; no random numbers are used up.
     with torch.random.fork_rng(devices=[]):
         model.head = Head(config, head)
     initialize(model.head, config.initializer_range, seed=seed)

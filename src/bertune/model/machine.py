@@ -60,7 +60,7 @@ def choose_machine(config: TrainConfig, *, long_run: bool) -> Machine:
     budget = config.token_budget or (GPU_TOKENS if device == "cuda" else CPU_TOKENS)
     if config.compile == "yes" and device != "cuda":
         raise ConfigError(
-            f"train.compile: yes is for cuda, and this run computes on {device}, where it does not pay. Pass auto or no."
+            f"train.compile: yes is for cuda; this run computes on {device}, where it does not pay. Pass auto or no."
         )
     compiled = config.compile == "yes" or (config.compile == "auto" and device == "cuda" and long_run)
     return Machine(device, precision, threads, budget, compiled, processor_name(device))

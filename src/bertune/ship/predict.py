@@ -100,7 +100,7 @@ class Predictor:
 
 
 def readable_task(task: Task, columns: list[str], tokenizer: Tokenizer) -> Task:
-    """`task` reading SNLI's binary parses instead of its sentences, where the tokenizer wants words and they are there."""
+    """`task` reading SNLI's binary parses for its sentences, where the tokenizer wants words and they are there."""
     from dataclasses import replace
 
     first, second = (tuple(f"{name}_binary_parse" for name in side) for side in (task.text, task.text_pair))

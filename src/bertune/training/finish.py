@@ -11,14 +11,16 @@ import numpy as np
 
 from bertune import __version__
 from bertune.bundle import BaseModelInfo, Bundle, HeadSpec, write_bundle
-from bertune.data.tokens import Tokenizer
+from bertune.data.batch import split_by_budget
+from bertune.data.tokens import Encoded, Tokenizer
 from bertune.evaluate.card import CardInfo, model_card
 from bertune.evaluate.curves import plot_curves
 from bertune.evaluate.metrics import evaluate, probabilities
 from bertune.files import atomic_path, sha256_of, write_atomic, write_json
 from bertune.hub import Source
+from bertune.model.attention import padded_cells
 from bertune.model.load import opens_in_transformers, read_source, save_model
-from bertune.model.machine import peak_memory
+from bertune.model.machine import Machine, peak_memory
 from bertune.presets import PRESETS
 from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
@@ -52,7 +54,9 @@ def finish(
     predictor = Predictor.load(out, threads=fit.machine.threads, device=fit.machine.device)
     for name in ("valid", "test"):
         if name in fit.prepared.splits:
-            metrics[name] = judge(predictor, fit.prepared.splits[name], out / "run" / f"predictions-{name}.parquet")
+            split = fit.prepared.splits[name]
+            metrics[name] = judge(predictor, split, out / "run" / f"predictions-{name}.parquet")
+            metrics[name]["padding_share"] = padding_share(split.tokens, fit.machine)
     write_atomic(out / "README.md", model_card(card_info(fit, bundle, base, metrics, out)))
     plot_curves(progress.history, out / "run" / "curves.png", metric=metric)
     write_json(out / "run" / "metrics.json", metrics)
@@ -73,6 +77,15 @@ def judge(predictor: Predictor, split: Split, predictions: Path | None) -> dict[
         **metrics, "rows": len(split), "seconds": seconds, "examples_per_second": len(split) / seconds,
         "tokens_per_second": int(split.tokens.offsets[-1]) / seconds, "peak_memory_bytes": peak_memory(),
     }
+
+
+def padding_share(tokens: Encoded, machine: Machine) -> float:
+    """Share of the places that attention computes in an evaluation and that hold no token; nothing else ever pads."""
+    if machine.device == "cuda":
+        return 0.0
+    lengths = tokens.lengths
+    runs = split_by_budget(np.arange(len(tokens)), lengths, machine.token_budget)
+    return 1 - int(lengths.sum()) / sum(padded_cells(lengths[run]) for run in runs)
 
 
 def write_predictions(predictor: Predictor, split: Split, logits: np.ndarray, path: Path) -> None:

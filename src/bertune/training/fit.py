@@ -269,8 +269,7 @@ class Fit:
         """Run frozen lower layers once, for every split that is visited again and again."""
         config, encoder = self.config, self.model.encoder
         start = first_trained_layer(config.model.freeze, encoder.config.layers)
-        # transformers computes an encoder of its own whole, so only its last states can be kept
-        if start == 0 or (encoder.config.arch == "adapter" and start < encoder.config.layers):
+        if start == 0:
             return
         splits = {name: split for name, split in self.prepared.splits.items() if self._is_visited(name)}
         size = encoder.config.hidden * (4 if encoder.compute_dtype == torch.float32 else 2)

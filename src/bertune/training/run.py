@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def run(
     check_fit(tokenizer, encoder, folder)
     prepared = read_splits(source, config.data, say)
     metric = check_metric(config.train.metric, prepared.task.kind)
-    check_freeze(config.model.freeze, encoder)
+    check_freeze(config, encoder)
     max_length = settle_length(config, encoder, prepared.task, tokenizer)
     tokenize(prepared, tokenizer, max_length=max_length, truncation=config.model.truncation, say=say)
     plan = settle(config.train, rows=len(prepared.train), encoder=encoder)
@@ -107,8 +107,14 @@ def check_fit(tokenizer: Tokenizer, encoder: EncoderConfig, folder: Path) -> Non
         )
 
 
-def check_freeze(freeze: str, encoder: EncoderConfig) -> None:
-    """Raise ConfigError where more layers are to be frozen than there are."""
+def check_freeze(config: Config, encoder: EncoderConfig) -> None:
+    """Raise ConfigError where this encoder has no such part to freeze."""
+    freeze = config.model.freeze
+    if encoder.arch == "adapter" and (freeze not in ("none", "encoder") or not config.model.train_positions):
+        raise ConfigError(
+            f"--freeze {freeze}, train_positions {config.model.train_positions}: an encoder outside the family is "
+            "trained whole or not at all. Pass none or encoder, and leave train_positions on."
+        )
     if freeze.isdigit() and int(freeze) > encoder.layers:
         raise ConfigError(
             f"--freeze {freeze}: this encoder has {encoder.layers} layers. "
@@ -190,8 +196,13 @@ def load(config: Config, folder: Path, task: Task, say: Any) -> ClassifierModel:
         encoder, pooling=chosen.pooling, head=chosen.head, num_labels=task.num_labels,
         head_hidden=chosen.head_hidden, head_dropout=chosen.head_dropout,
     )
-    earlier = (folder / "bertune.json").is_file() and Bundle.read(folder).task.labels == task.labels
-    model, report = load_model(folder, head=head, keep_head=earlier, dropout=chosen.dropout, seed=config.train.seed)
+    earlier = Bundle.read(folder) if (folder / "bertune.json").is_file() else None
+    keep = earlier is not None and (earlier.task.kind, earlier.task.labels) == (task.kind, task.labels)
+    if earlier is not None and keep and chosen.pooling == chosen.head == "auto":
+        spec = earlier.head  # nothing else was asked for, so an earlier result goes on with the head it has
+        rate = spec.dropout if chosen.head_dropout is None else chosen.head_dropout
+        head = replace(head, kind=spec.kind, pooling=spec.pooling, hidden=spec.hidden, dropout=rate)  # type: ignore[arg-type]
+    model, report = load_model(folder, head=head, keep_head=keep, dropout=chosen.dropout, seed=config.train.seed)
     say(report.sentence())
     return model
 

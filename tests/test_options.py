@@ -1,0 +1,83 @@
+"""Options come from config.py alone; a file, --set and flags overrule each other in this order."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bertune.commands.evaluate import KEYS, Evaluate
+from bertune.commands.opening import DEFAULTS
+from bertune.commands.options import configured, flags_of
+from bertune.commands.train import Train
+from bertune.config import Config
+from bertune.errors import ConfigError
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("data: {encoding: latin-1}\ntrain: {lr: 0.1, epochs: 1, clip: null}\n", encoding="utf-8")
+    return str(path)
+
+
+def silent(text: str) -> None:
+    raise AssertionError(f"nothing was to be said: {text}")
+
+
+def test_flags_overrule_settings_and_settings_the_file(recipe: str) -> None:
+    command = Train(config=recipe, settings=["train.epochs=2", "train.lr=0.2", "train.seed=5"])
+    command.train_lr = "3e-1"  # type: ignore[attr-defined]
+    train = configured(command, Config(), say=silent).train
+    assert (train.lr, train.epochs, train.seed, train.clip) == (0.3, 2, 5, None)
+
+
+def test_later_settings_overrule_earlier_ones() -> None:
+    command = Train(settings=["train.seed=1", "train.seed=2", "data.text=[a, b]"])
+    config = configured(command, Config(), say=silent)
+    assert (config.train.seed, config.data.text) == (2, ["a", "b"])
+
+
+def test_a_list_is_repeated_or_comes_between_commas() -> None:
+    command = Train()
+    command.data_text = ["a,b", "c"]  # type: ignore[attr-defined]
+    command.data_labels = 'yes, no,"maybe, maybe not"'  # type: ignore[attr-defined]
+    data = configured(command, Config(), say=silent).data
+    assert data.text == ["a,b", "c"]
+    assert data.labels == ["yes", "no", "maybe, maybe not"]
+
+
+def test_a_split_is_a_fraction_or_a_file() -> None:
+    command = Train()
+    command.data_valid, command.data_test = "0.2", "dev.tsv"  # type: ignore[attr-defined]
+    data = configured(command, Config(), say=silent).data
+    assert (data.valid, data.test) == (0.2, "dev.tsv")
+
+
+def test_of_a_shared_file_a_command_takes_what_concerns_it(recipe: str) -> None:
+    said: list[str] = []
+    config = configured(Evaluate(folder="m", files=["f"], config=recipe), DEFAULTS, keys=KEYS, say=said.append)
+    assert config.data.encoding == "latin-1"
+    assert config.train.lr is None
+    assert said == [f"{recipe}: train.lr, train.epochs, train.clip have no effect here."]
+
+
+def test_a_file_is_checked_whole(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("train: {epochs: none}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: 'train.epochs' cannot be 'none'")):
+        configured(Evaluate(folder="m", files=["f"], config=str(path)), DEFAULTS, keys=KEYS, say=silent)
+
+
+def test_a_setting_must_be_able_to_matter() -> None:
+    with pytest.raises(ConfigError, match=r"--set train\.lr=1: has no effect here; what has is "):
+        configured(Evaluate(folder="m", files=["f"], settings=["train.lr=1"]), DEFAULTS, keys=KEYS, say=silent)
+
+
+def test_every_flag_is_declared_once_and_reaches_its_field() -> None:
+    flags = flags_of()
+    assert len({flag.name for flag in flags}) == len(flags)
+    for flag in flags:
+        assert flag.name.startswith("--") and flag.metavar and flag.help(None).endswith(".")
+        assert hasattr(Train(), flag.attribute)

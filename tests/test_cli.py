@@ -234,7 +234,8 @@ def test_predict_takes_unlabelled_files_and_other_columns(single: dict[str, Any]
 
 
 def test_lines_show_the_texts_of_a_table_alone(single: dict[str, Any], tmp_path: Path) -> None:
-    table = write_rows(tmp_path / "new.csv", [{"id": "7", "text": "a cat\x1b\nwas here " * 20}, {"id": "8", "text": ""}])
+    rows = [{"id": "7", "text": "a cat\x1b\nwas here " * 20}, {"id": "8", "text": ""}]
+    table = write_rows(tmp_path / "new.csv", rows)
     lines = call("predict", single["out"], table, "--output-format", "lines").out.splitlines()
     assert re.fullmatch(r"\w+ 0\.\d\d +a cat was here a cat was here [a-z ]+…", lines[0])
     assert re.fullmatch(r"\w+ 0\.\d\d *", lines[1])

@@ -124,7 +124,7 @@ def card_info(fit: Fit, bundle: Bundle, base: Source, metrics: dict[str, Any], o
     """What the model card says."""
     config, splits, plan = fit.config, fit.prepared.splits, fit.plan
     files = [file for split in splits.values() for file in split.table.files]
-    preset = PRESETS.get(config.model.name)
+    preset = PRESETS.get(config.model.name) if base.kind in ("embedded", "hub") else None
     settings = {
         "epochs": plan.epochs, "batch size": plan.batch_size, "lr": plan.lr, "schedule": config.train.schedule,
         "warm-up": config.train.warmup, "optimizer": config.train.optimizer, "weight decay": config.train.weight_decay,

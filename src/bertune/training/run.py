@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bertune.bundle import Bundle, check_output, prepare_output
@@ -14,7 +15,7 @@ from bertune.config import Config, read_yaml
 from bertune.data.tasks import Task
 from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError, listed
-from bertune.evaluate.metrics import check_metric
+from bertune.evaluate.metrics import check_metric, evaluate, metric_value
 from bertune.files import disk_full, to_json, write_atomic, write_json
 from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import EncoderConfig
@@ -71,6 +72,7 @@ def run(
     check_fit(tokenizer, encoder, folder)
     prepared = read_splits(source, config.data, say)
     metric = check_metric(config.train.metric, prepared.task.kind)
+    check_defined(metric, prepared)
     check_freeze(config, encoder)
     max_length = settle_length(config, encoder, prepared.task, tokenizer)
     tokenize(prepared, tokenizer, max_length=max_length, truncation=config.model.truncation, say=say)
@@ -96,6 +98,14 @@ def run(
 def is_complete(out: Path) -> bool:
     """Whether `out` holds a finished run: metrics.json is written last."""
     return (out / "bertune.json").is_file() and (out / "run" / "metrics.json").is_file()
+
+
+def check_defined(metric: str, prepared: Prepared) -> None:
+    """Raise ConfigError where the validation rows leave the metric undefined, rather than after the first epoch."""
+    task, split = prepared.task, prepared.splits.get("valid")
+    if split is not None:
+        blank = np.zeros((len(split), task.num_labels), dtype=np.float32)
+        metric_value(metric, evaluate(task.kind, task.labels, blank, split.targets))
 
 
 def check_fit(tokenizer: Tokenizer, encoder: EncoderConfig, folder: Path) -> None:

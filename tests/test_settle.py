@@ -1,0 +1,135 @@
+"""What is decided before the first step: epochs, batch size, rate, evaluations, and what the run computes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from bertune.config import TrainConfig
+from bertune.errors import ConfigError
+from bertune.model import machine
+from bertune.model.encoder import EncoderConfig
+from bertune.training.settle import duration, estimate, settle
+
+
+def encoder(hidden: int = 384) -> EncoderConfig:
+    return EncoderConfig(
+        arch="bert", vocab_size=100, hidden=hidden, layers=6, heads=4, ffn=4 * hidden, max_positions=512
+    )
+
+
+def plan(rows: int, *, hidden: int = 384, **values: Any) -> Any:
+    return settle(TrainConfig.model_validate(values), rows=rows, encoder=encoder(hidden))
+
+
+class TestDefaults:
+    def test_small_data_is_seen_more_often(self) -> None:
+        epochs = [plan(rows).epochs for rows in (50, 1_000, 5_000, 20_000, 500_000)]
+
+        assert epochs == sorted(epochs, reverse=True)
+        assert epochs[0] > 2 * epochs[-1]
+        assert epochs[-1] >= 2
+
+    def test_narrow_encoders_take_larger_steps(self) -> None:
+        rates = [plan(1000, hidden=hidden).lr for hidden in (256, 384, 768, 1024)]
+
+        assert rates == sorted(rates, reverse=True)
+        assert 1e-5 <= rates[-1] < rates[0] <= 1e-3
+
+    def test_what_is_given_is_taken(self) -> None:
+        found = plan(1000, epochs=7, batch_size=50, lr=3e-4)
+
+        assert (found.epochs, found.batch_size, found.lr, found.steps) == (7, 50, 3e-4, 140)
+
+    def test_the_sentence_says_all_of_it(self) -> None:
+        assert plan(1000, epochs=7, batch_size=50, lr=3e-4).sentence() == (
+            "Training: 7 epochs of 20 steps (140 in all), 50 examples a step, learning rate 0.0003."
+        )
+
+
+class TestEvaluations:
+    def test_they_follow_each_epoch_and_the_last_step(self) -> None:
+        assert plan(100, epochs=3, batch_size=10).evaluate_at == (10, 20, 30)
+
+    def test_a_run_cut_short_is_still_measured_at_its_end(self) -> None:
+        found = plan(100, epochs=3, batch_size=10, max_steps=14)
+
+        assert (found.steps, found.epochs, found.evaluate_at) == (14, 2, (10, 14))
+
+    def test_several_an_epoch_lie_evenly(self) -> None:
+        assert plan(100, epochs=2, batch_size=10, evals_per_epoch=4).evaluate_at == (2, 5, 8, 10, 12, 15, 18, 20)
+
+    def test_more_evaluations_than_steps_mean_one_after_every_step(self) -> None:
+        assert plan(20, epochs=2, batch_size=10, evals_per_epoch=50).evaluate_at == (1, 2, 3, 4)
+
+    def test_a_single_row_is_a_step(self) -> None:
+        assert plan(1, epochs=2).evaluate_at == (1, 2)
+
+
+class TestEstimate:
+    def test_time_and_memory_grow_with_what_they_depend_on(self) -> None:
+        def of(tokens: int, trained: int) -> tuple[float, int]:
+            return estimate(
+                encoder(), tokens_per_epoch=tokens, plan=plan(1000, epochs=2), token_budget=4096, dtype_bytes=2,
+                flops=1e12, trained=trained, labels=3, rows=1000,
+            )  # fmt: skip
+
+        assert of(20_000, 10**7)[0] == pytest.approx(2 * of(10_000, 10**7)[0])
+        assert of(10_000, 10**8)[1] - of(10_000, 10**7)[1] > 12 * 9 * 10**7
+
+    @pytest.mark.parametrize(
+        ("seconds", "text"), [(0.2, "1 s"), (45, "45 s"), (89, "89 s"), (700, "12 min"), (12_000, "3 h 20 min")]
+    )
+    def test_durations_are_told_in_words(self, seconds: float, text: str) -> None:
+        assert duration(seconds) == text
+
+
+class TestMachine:
+    @pytest.fixture(autouse=True)
+    def no_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+    def chosen(self, **values: Any) -> machine.Machine:
+        return machine.choose_machine(TrainConfig.model_validate(values), long_run=False)
+
+    @pytest.mark.parametrize(
+        ("features", "precision"),
+        [
+            ({"amx_bf16": True, "avx512_bf16": True}, "bf16"),
+            ({"amx_bf16": False, "avx512_bf16": True}, "bf16"),
+            ({"avx2": True, "avx512_f": True}, "fp32"),
+            ({}, "fp32"),
+        ],
+        ids=["AMX", "AVX-512 bf16", "AVX2", "another processor"],
+    )
+    def test_bf16_is_used_where_the_processor_has_it(
+        self, monkeypatch: pytest.MonkeyPatch, features: dict[str, bool], precision: str
+    ) -> None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+
+        assert self.chosen().precision == precision
+        assert self.chosen(precision="fp32").precision == "fp32"
+        assert self.chosen(precision="bf16").dtype == torch.bfloat16
+
+    @pytest.mark.parametrize("device", ["cuda", "mps"])
+    def test_a_device_that_is_not_there_is_an_error_that_names_those_that_are(self, device: str) -> None:
+        with pytest.raises(ConfigError, match=f"train.device: '{device}' is not available here; available: cpu"):
+            self.chosen(device=device)
+
+    def test_the_processor_is_taken_where_there_is_nothing_else(self) -> None:
+        found = self.chosen()
+
+        assert found.device == "cpu"
+        assert found.threads >= 1
+        assert not found.compile
+
+    def test_what_is_given_is_taken_and_survives_being_written_down(self) -> None:
+        found = self.chosen(threads=3, token_budget=1234, precision="fp32")
+
+        assert (found.threads, found.token_budget, found.precision) == (3, 1234, "fp32")
+        assert machine.Machine(**found.to_dict()) == found  # type: ignore[arg-type]
+        for words in ("3 threads", "fp32", "1,234 tokens at once"):
+            assert words in found.sentence()

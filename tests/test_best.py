@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import QUICK, TOPICS, Told, multi_rows, topic_rows
 
 import bertune
 from bertune.errors import ConfigError
 from bertune.training import fit
 from bertune.training.run import Result
+from tiny_runs import QUICK, TOPICS, Told, multi_rows, topic_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
@@ -134,9 +134,10 @@ def test_evaluations_within_an_epoch_lie_evenly(run: Run) -> None:
     told = Told()
     run(train__evals_per_epoch=2, train__epochs=2, listener=told)
 
-    assert [(record["step"], record["epoch"], record["split"]) for record in told.records] == [
-        (2, 0.5, "valid"), (4, 1.0, "train"), (4, 1.0, "valid"), (6, 1.5, "valid"), (8, 2.0, "train"), (8, 2.0, "valid"),
+    assert [(record["step"], record["epoch"]) for record in told.records if record["split"] == "valid"] == [
+        (2, 0.5), (4, 1.0), (6, 1.5), (8, 2.0),
     ]  # fmt: skip
+    assert [record["step"] for record in told.records if record["split"] == "train"] == [4, 8]
 
 
 def test_the_training_record_is_what_the_epoch_saw(run: Run) -> None:

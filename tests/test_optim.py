@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_runs import VOCABULARY
-from tiny_models import batch_of, loaded, random_rows
 from torch import Tensor, nn
 
 from bertune.config import TrainConfig
 from bertune.model.classifier import ClassifierModel
 from bertune.model.noise import Noise
 from bertune.training.optim import Optimizer, RowAdam, freeze, learning_rates
+from tiny_models import batch_of, loaded, random_rows
+from tiny_runs import VOCABULARY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -166,7 +166,8 @@ def plain_loop(
 def batches(*, seed: int = 0) -> Iterator[tuple[list[list[int]], Tensor]]:
     random = np.random.default_rng(seed)
     for step in range(STEPS):
-        rows = [np.minimum(random.zipf(1.5, length) + 4, len(VOCABULARY) - 1).tolist() for length in random.integers(3, 9, 4)]
+        lengths = random.integers(3, 9, 4)
+        rows = [np.minimum(random.zipf(1.5, length) + 4, len(VOCABULARY) - 1).tolist() for length in lengths]
         yield rows, torch.from_numpy(random.integers(0, 3, 4) if step else np.array([0, 1, 2, 0]))
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import polars as pl
 import pytest
-from tiny_runs import QUICK, Told, topic_rows
-from train_child import HARD, finish_child, start_child, without_picture
 
 import bertune
 from bertune.errors import ConfigError
+from tiny_runs import QUICK, Told, topic_rows
+from train_child import HARD, finish_child, start_child, without_picture
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(data: Path, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Results of the runs that nobody disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    for number, (name, settings) in enumerate(PLAIN.items()):
+    for number, settings in enumerate(PLAIN.values()):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("bertune.training.finish.plot_curves", without_picture)
             bertune.train(data, out=folder / str(number), model=tiny_bert, settings=settings)
@@ -208,7 +208,9 @@ def here(tmp_path: Path, data: Path, tiny_bert: Path) -> Here:
 
 
 class TestDamage:
-    @pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "running.safetensors", "state.json"])
+    @pytest.mark.parametrize(
+        "name", ["weights.safetensors", "optimizer.safetensors", "running.safetensors", "state.json"]
+    )
     @pytest.mark.parametrize("how", ["cut", "gone", "altered"])
     def test_a_torn_checkpoint_is_skipped_with_a_word_and_the_one_before_it_used(
         self, here: Here, whole: dict[str, Path], name: str, how: str
@@ -316,7 +318,7 @@ class TestWhatResumeMeans:
         frame = pl.read_csv(path)
         frame.with_columns(text=pl.col("text").str.replace("the", "a")).write_csv(path)
 
-        with pytest.raises(ConfigError, match="the data is not what the run in .* was started with"):
+        with pytest.raises(ConfigError, match=r"the data is not what the run in .* was started with"):
             here.run(data=path)
 
     def test_neither_resume_nor_overwrite_is_an_error_that_changes_nothing(self, here: Here) -> None:

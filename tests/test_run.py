@@ -13,7 +13,6 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
-from tiny_runs import QUICK, Told, make_tiny_bert, multi_rows, topic_rows
 from torch import Tensor
 
 import bertune
@@ -21,6 +20,7 @@ from bertune.errors import BertuneError, ConfigError, DataError, TrainingError
 from bertune.model.losses import Loss
 from bertune.training import checkpoint
 from bertune.training.run import Result
+from tiny_runs import QUICK, Told, make_tiny_bert, multi_rows, topic_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
@@ -189,7 +189,8 @@ class TestLimits:
 
     def test_a_tokenizer_of_another_encoder_is_refused(self, train: Train, tmp_path: Path) -> None:
         folder = make_tiny_bert(tmp_path / "model")
-        (folder / "vocab.txt").write_text((folder / "vocab.txt").read_text(encoding="utf-8") + "more\n", encoding="utf-8")
+        with (folder / "vocab.txt").open("a", encoding="utf-8") as stream:
+            stream.write("more\n")
 
         with pytest.raises(ConfigError, match="the tokenizer has 52 tokens and the encoder embeddings for only 51"):
             train(model=folder)

@@ -18,10 +18,12 @@ TOPICS = {
     "plants": ["tree", "flower", "grass", "leaf", "root"],
     "tools": ["hammer", "saw", "nail", "drill", "wrench"],
 }
-PLAIN = ["the", "a", "is", "was", "in", "on", "of", "and", "my", "old", "new", "big", "small", "green", "red", "very",
-         "house", "garden", "street", "box", "near", "under", "with", "two", "some", "we", "saw", "found", "left"]  # fmt: skip
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", "?",
-              *dict.fromkeys(PLAIN + [word for words in TOPICS.values() for word in words])]  # fmt: skip
+PLAIN = [
+    "the", "a", "is", "was", "in", "on", "of", "and", "my", "old", "new", "big", "small", "green", "red", "very",
+    "house", "garden", "street", "box", "near", "under", "with", "two", "some", "we", "saw", "found", "left",
+]  # fmt: skip
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+VOCABULARY = list(dict.fromkeys([*SPECIAL, ".", ",", "?", *PLAIN, *sum(TOPICS.values(), [])]))  # noqa: RUF017
 
 # Settings under which tests of training are quick and the same on every machine.
 QUICK: dict[str, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
     settings: any other option by its dotted name, for example {"train.schedule": "cosine"}. out: folder for the
     result; by default a temporary one that lives as long as the estimator.
 
-    After `fit`: classes_ (labels in the order of `predict_proba`), model_ (`Predictor`), metrics_ (of the run).
+    After `fit`: classes_ (labels in the order of `predict_proba`), model_ (`Predictor`), metrics_ (of the run), and
+    feature_names_in_ where X was a frame: the columns that are read, whatever their order in later frames.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any) -> Classifier:
         """Train; raises InputError for what cannot be used and TrainingError when training fails."""
-        columns, first, second = self._columns(X)
+        columns, first, second = self._columns(X, _names(self.text), _names(self.text_pair))
         labels, names = self._labels(y, len(next(iter(columns.values()))))
         taken = sorted(set(columns) & set(labels))
         if taken:
@@ -69,10 +70,16 @@ class Classifier(ClassifierMixin, BaseEstimator):
             "text": first, "text_pair": second, "label": list(labels), "valid": self.validation,
             "hold_out": False, "labels": names, "task": "multi" if self.multilabel_ else "single",
         }
-        out = self._folder()
-        run(self._config(data), source={**columns, **labels}, out=out, overwrite=True)
+        out, finalizer = self._folder()
+        config = self._config(data)
+        run(config, source={**columns, **labels}, out=out, overwrite=True)
         self.n_features_in_ = len(columns)
-        self._open(out)
+        self.__dict__.pop("feature_names_in_", None)
+        if _column_names(X) is not None:
+            self.feature_names_in_ = np.array([*first, *second], dtype=object)
+        self._open(out, device=config.train.device)
+        self.__dict__.pop("_finalizer", _nothing)()  # the folder of an earlier fit
+        self._finalizer = finalizer
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -86,7 +93,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         """float64 [n, labels], in the order of `classes_`."""
         from bertune.evaluate.metrics import probabilities
 
-        return probabilities(self.model_.task.kind, self._logits(X))
+        logits = self._logits(X)
+        return probabilities(self.model_.task.kind, logits)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Logits [n, labels]; for two classes the difference [n], as scikit-learn's scorers expect."""
@@ -95,12 +103,19 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return logits[:, 1] - logits[:, 0] if two else logits
 
     def _logits(self, X: Any) -> np.ndarray:
-        check_is_fitted(self, "model_")
-        columns, first, second = self._columns(X)
         from bertune.data.tasks import Rows
 
+        check_is_fitted(self, "model_")
+        task = self.model_.task
+        known = hasattr(self, "feature_names_in_")
+        wanted = (list(task.text), list(task.text_pair)) if known else (_names(self.text), _names(self.text_pair))
+        columns, first, second = self._columns(X, *wanted)
+        found, fitted = len(first) + len(second), len(task.text) + len(task.text_pair)
+        if found != fitted or bool(second) != task.is_pair:
+            raise DataError(f"X has {found} texts a row, and was fitted with {fitted}; they must be the same.")
+
         def side(names: list[str]) -> tuple[list[str], ...]:
-            return tuple(["" if is_missing(value) else str(value) for value in columns[name]] for name in names)
+            return tuple([_text(value, row, name) for row, value in enumerate(columns[name], 1)] for name in names)
 
         return self.model_.logits_of(Rows(side(first), side(second) if second else None))
 
@@ -115,24 +130,22 @@ class Classifier(ClassifierMixin, BaseEstimator):
         chosen = {part: {k: v for k, v in values.items() if v is not None} for part, values in given.items()}
         return config.updated(chosen, place="Classifier")
 
-    def _columns(self, X: Any) -> tuple[dict[str, Any], list[str], list[str]]:
-        """Columns of X by name, those of the first side, and those of the second."""
-        names = getattr(X, "columns", None)
-        if names is None and hasattr(X, "column_names"):
-            names = X.column_names
+    def _columns(self, X: Any, first: list[str], second: list[str]) -> tuple[dict[str, Any], list[str], list[str]]:
+        """Columns of X by name, those of the first side, and those of the second; the names count for frames only."""
+        names = _column_names(X)
         if names is not None:
             columns = {str(name): _plain(X[name]) for name in names}
-            second = _names(self.text_pair)
-            first = _names(self.text) or [name for name in columns if name not in second]
+            first = first or [name for name in columns if name not in second]
             for name in (*first, *second):
                 if name not in columns:
                     raise ConfigError(f"X has no column '{name}'; its columns are {', '.join(columns)}.")
             return {name: columns[name] for name in (*first, *second)}, first, second
-        rows = _plain(X)
-        if isinstance(rows, str) or not len(rows):
+        rows = [] if isinstance(X, str) else _plain(X)
+        if not len(rows):
             raise DataError("X: expected a list, array or frame of texts with at least one row.")
         if isinstance(rows[0], str):
-            return {_FIRST: rows}, [_FIRST], []
+            texts = [_text(value, row, _FIRST, numbers=False) for row, value in enumerate(rows, 1)]
+            return {_FIRST: texts}, [_FIRST], []
         widths = {len(row) if isinstance(row, list | tuple) else 0 for row in rows}
         if widths == {1}:
             return {_FIRST: [row[0] for row in rows]}, [_FIRST], []
@@ -154,24 +167,27 @@ class Classifier(ClassifierMixin, BaseEstimator):
         values = values.reshape(count)
         if any(is_missing(value) for value in values.tolist()):
             raise DataError("y: some labels are missing. Leave those rows out.")
-        self.classes_, numbers = np.unique(values, return_inverse=True)
+        try:
+            self.classes_, numbers = np.unique(values, return_inverse=True)
+        except TypeError:
+            raise DataError("y: the labels are of kinds that have no common order. Make them all text.") from None
         names = [str(name) for name in self.classes_.tolist()]
         if len(set(names)) < len(names) or any(name != name.strip() or not name for name in names):
             names = [f"class {number}" for number in range(len(names))]
         return {_LABEL: [names[number] for number in numbers]}, names
 
-    def _folder(self) -> Path:
+    def _folder(self) -> tuple[Path, Callable[[], object]]:
+        """Where the result goes, and what removes it: a temporary folder goes with the estimator, a named one stays."""
         if self.out is not None:
-            return Path(self.out)
+            return Path(self.out), _nothing
         folder = Path(tempfile.mkdtemp(prefix="bertune-"))
-        self._finalizer = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        return folder / "model"
+        return folder / "model", weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
 
-    def _open(self, folder: Path) -> None:
+    def _open(self, folder: Path, *, device: str = "auto") -> None:
         from bertune.training.finish import read_metrics
 
         self.folder_ = folder
-        self.model_ = Predictor.load(folder)
+        self.model_ = Predictor.load(folder, device=device, threads=self._config({}).train.threads)
         self.metrics_ = read_metrics(folder)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -195,6 +211,28 @@ class Classifier(ClassifierMixin, BaseEstimator):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
             self._open(folder / "model")
+
+
+def _nothing() -> None:
+    """Removes nothing."""
+
+
+def _column_names(X: Any) -> list[Any] | None:
+    """Names of a frame's columns (Arrow tables have them elsewhere); None for anything else."""
+    names = getattr(X, "column_names", None)
+    names = getattr(X, "columns", None) if names is None else names
+    return None if names is None else list(names)
+
+
+def _text(value: Any, row: int, column: str, *, numbers: bool = True) -> str:
+    """A cell as text: '' where nothing is in it; numbers of a frame become text, as in training."""
+    if isinstance(value, str):
+        return value
+    if is_missing(value):
+        return ""
+    if numbers and isinstance(value, int | float):
+        return str(value)
+    raise DataError(f"X row {row}, column '{column}': expected text, found a {type(value).__name__}.")
 
 
 def _names(names: str | Sequence[str] | None) -> list[str]:

@@ -3,11 +3,12 @@
     checkpoints/step-00000120/state.json  weights.safetensors  optimizer.safetensors  running.safetensors
     checkpoints/best-00000100.safetensors
 
-A folder gets its name only when all in it is on the disk; state.json holds the hash of every other file.
+A folder gets its name only when all in it is on the disk; state.json holds the hash of every other file and its own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bertune.files import TEMPORARY, atomic_path, disk_full, sha256_of, sync, temporary_path, write_json
+from bertune.files import TEMPORARY, atomic_path, disk_full, sha256_of, sync, temporary_path, to_json, write_json
 
 KEEP = 2  # the newest may be torn by a dying disk; the one before it is then used
 
@@ -48,7 +49,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
                 save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
                 sync(path)
                 hashes[path.name] = sha256_of(path)
-            write_json(temporary / "state.json", {"step": checkpoint.step, "files": hashes, **checkpoint.state})
+            state = {"step": checkpoint.step, "files": hashes, **checkpoint.state}
+            write_json(temporary / "state.json", {"sha256": _digest(state), **state})
             if final.exists():
                 final.replace(temporary_path(folder))
             temporary.replace(final)
@@ -71,6 +73,8 @@ def load_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
 
 def _load(path: Path) -> Checkpoint:
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if not isinstance(state, dict) or state.pop("sha256", None) != _digest(state):
+        raise ValueError("state.json is not what was written")
     tensors = {}
     for name, digest in state.pop("files").items():
         if sha256_of(path / name) != digest:
@@ -80,6 +84,11 @@ def _load(path: Path) -> Checkpoint:
     if "file" in best and sha256_of(path.parent / best["file"]) != best["sha256"]:
         raise ValueError(f"{best['file']} is not what was written")
     return Checkpoint(int(state.pop("step")), state, tensors)
+
+
+def _digest(state: dict[str, Any]) -> str:
+    """SHA-256 of JSON values, the same before they are written and after they are read."""
+    return hashlib.sha256(to_json(state).encode("utf-8", errors="backslashreplace")).hexdigest()
 
 
 def save_best(folder: Path, step: int, weights: dict[str, Tensor]) -> dict[str, str]:

@@ -73,7 +73,8 @@ class RowAdam:
         steps = np.arange(1, len(rates) + 1, dtype=np.float64)
         # Entry t of these belongs to step t, counted from 1; entry 0 is before the first step.
         self.rates = np.concatenate(([0.0], rates))
-        self.shrink = np.concatenate(([0.0], np.cumsum(np.log1p(-rates * decay))))
+        decayed = np.minimum(rates * decay, 0.999)  # more would turn weights around; such a run diverges anyhow
+        self.shrink = np.concatenate(([0.0], np.cumsum(np.log1p(-decayed))))
         self.correct1 = np.concatenate(([1.0], 1 - betas[0] ** steps))
         self.correct2 = np.concatenate(([1.0], np.sqrt(1 - betas[1] ** steps)))
         self.ratio = betas[0] / math.sqrt(betas[1])

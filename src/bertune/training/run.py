@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -211,7 +211,8 @@ def load(config: Config, folder: Path, task: Task, say: Any) -> ClassifierModel:
     if earlier is not None and keep and chosen.pooling == chosen.head == "auto":
         spec = earlier.head  # nothing else was asked for, so an earlier result goes on with the head it has
         rate = spec.dropout if chosen.head_dropout is None else chosen.head_dropout
-        head = replace(head, kind=spec.kind, pooling=spec.pooling, hidden=spec.hidden, dropout=rate)  # type: ignore[arg-type]
+        kind, pooling = cast(Any, spec.kind), cast(Any, spec.pooling)  # checked when the folder is loaded
+        head = replace(head, kind=kind, pooling=pooling, hidden=spec.hidden, dropout=rate)
     model, report = load_model(folder, head=head, keep_head=keep, dropout=chosen.dropout, seed=config.train.seed)
     say(report.sentence())
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,22 @@ def test_the_training_record_is_what_the_epoch_saw(run: Run) -> None:
         steps = told.steps[epoch * PER_EPOCH : (epoch + 1) * PER_EPOCH]
         mean = sum(step.loss * step.rows for step in steps) / sum(step.rows for step in steps)
         assert metrics["log_loss"] == pytest.approx(mean, rel=1e-5)
+
+
+def test_a_long_history_tells_the_mean_loss_over_the_rows_since_the_record_before(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "RECORDS", 4)
+    told = Told()
+    result = run(listener=told, train__batch_size=10)  # 48 rows: the last step of an epoch has 8
+    lines = (result.out / "run/history.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [record for record in map(json.loads, lines) if record["kind"] == "step"]
+
+    assert [record["step"] for record in records] == [5, 10, 15, 20]
+    for record in records:
+        steps = told.steps[record["step"] - 5 : record["step"]]
+        mean = sum(step.loss * step.rows for step in steps) / sum(step.rows for step in steps)
+        assert record["loss"] == pytest.approx(mean, rel=1e-9)
 
 
 @pytest.mark.parametrize("metric", ["roc_auc_macro", "average_precision_micro", "sample_f1", "hamming_loss"])

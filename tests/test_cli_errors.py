@@ -51,8 +51,8 @@ USAGE = {
     "an option without its value": (["train", "--lr"], "Option '--lr' requires an argument. See bertune train --help."),
     "a missing argument": (["predict", "runs/x"], "Missing argument 'FILE'. See bertune predict --help."),
     "no output": (
-        ["train", "x.csv"],
-        "--out is missing: name the folder for the result, for example --out runs/papers.",
+        ["train", "--resume"],
+        "--out is missing: name the folder of the run, for example --out runs/papers.",
     ),
     "no data": (
         ["train", "--out", "runs/x"],
@@ -120,7 +120,7 @@ USAGE = {
     "a setting that could not matter": (
         ["predict", "runs/x", "a.csv", "--set", "train.lr=1"],
         "--set train.lr=1: has no effect here; what has is data.columns, data.encoding, data.format, data.header, "
-        "data.layout, data.quoting, data.text, data.text_pair, train.device, train.precision, train.threads.",
+        "data.layout, data.quoting, data.text, data.text_pair, train.device, train.precision, train.seed, train.threads.",
     ),
     "an option of another command": (
         ["predict", "runs/x", "a.csv", "--drop-label", "-"],
@@ -280,3 +280,11 @@ def test_an_unforeseen_error_is_called_a_bug(
     except KeyError as error:
         cli.report_bug(KeyError, error, error.__traceback__)
     assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_without_out_the_folder_is_named_after_the_recipe_or_the_first_file() -> None:
+    from bertune.commands.train import default_out
+
+    assert default_out(None, ["data/my papers.csv.gz", "more.csv"]) == "runs/my-papers"
+    assert default_out("recipes/snli-mini.yaml", ["x.csv"]) == "runs/snli-mini"
+    assert default_out(None, None) is None

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from bertune.data.tasks import Task
     from bertune.ship.predict import Predictor
 
-MACHINE = ("train.device", "train.precision", "train.threads")
+MACHINE = ("train.device", "train.precision", "train.threads", "train.seed")
 # Answers are those of transformers unless bf16 is asked for.
 DEFAULTS = Config().updated({"train": {"precision": "fp32"}})
 
@@ -20,7 +20,10 @@ def open_predictor(folder: str, config: Config) -> Predictor:
     """The model in `folder`, on the machine that `config` says."""
     from bertune.ship.predict import Predictor
 
+    import torch
+
     machine = config.train
+    torch.manual_seed(machine.seed)  # our own encoder draws nothing; one run by transformers might
     return Predictor.load(folder, device=machine.device, precision=machine.precision, threads=machine.threads)
 
 

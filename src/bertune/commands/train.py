@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,22 +34,25 @@ class Train(Configured):
             "SNLI's zip or folder; hf:// addresses.",
         ),
     ] = None  # fmt: skip
-    out: Annotated[str | None, typer.Option(metavar="DIR", help="Where the result goes. Required.")] = None
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where the result goes; by default runs/ and the name of the recipe or file.")
+    ] = None
     resume: Annotated[
         bool, switch("--resume", "Go on from the newest checkpoint in --out; DATA may then be left out.")
     ] = False
     overwrite: Annotated[bool, switch("--overwrite", "Replace the earlier result in --out.")] = False
 
     def run(self) -> None:
-        if not self.out:
-            raise ConfigError("--out is missing: name the folder for the result, for example --out runs/papers.")
         display = start_display(quiet=self.quiet)
-        base = recorded(Path(self.out)) if self.resume and not self.files and self.config is None else Config()
+        out = self.out or default_out(self.config, self.files)
+        if out is None:
+            raise ConfigError("--out is missing: name the folder of the run, for example --out runs/papers.")
+        base = recorded(Path(out)) if self.resume and not self.files and self.config is None else Config()
         config = configured(self, base, say=display.say)
         if self.files:
             config = config.updated({"data": {"files": self.files}}, place="DATA")
         if not config.data.files:
-            also = f", and {self.out} holds no run to take up" if self.resume else ""
+            also = f", and {out} holds no run to take up" if self.resume else ""
             raise ConfigError(
                 f"DATA is missing{also}: name one or more files, "
                 "for example bertune train papers.csv --out runs/papers."
@@ -56,13 +60,20 @@ class Train(Configured):
 
         from bertune.training.run import run
 
-        result = run(config, out=self.out, resume=self.resume, overwrite=self.overwrite, listener=display)
+        result = run(config, out=out, resume=self.resume, overwrite=self.overwrite, listener=display)
         if self.as_json:
             print_json({"out": str(result.out), "task": result.task.to_dict(), "metrics": result.metrics})
         else:
             print_results(result.metrics, result.task.kind)
         display.say(f"The model is in {result.out}.")
         display.say(f"Next: bertune predict {shell_word(result.out)} new.csv --out scored.csv")
+
+
+def default_out(recipe: str | None, files: list[str] | None) -> str | None:
+    """`runs/NAME` after the recipe, or else the first file; None where neither is given."""
+    source = recipe or (files[0] if files else None)
+    name = re.sub(r"[^\w-]+", "-", Path(source).name.split(".")[0]).strip("-") if source else ""
+    return f"runs/{name}" if name else None
 
 
 def recorded(out: Path) -> Config:

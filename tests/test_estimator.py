@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,19 @@ SETTINGS = {"train.threads": 1, "train.precision": "fp32", "train.device": "cpu"
 Make = Callable[..., bertune.Classifier]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make(tiny_bert: Path) -> Make:
     def classifier(**values: Any) -> bertune.Classifier:
         quick = {"model": str(tiny_bert), "epochs": 1, "batch_size": 16, "lr": 1e-2, "max_length": 16}
         return bertune.Classifier(**quick | {"settings": SETTINGS} | values)
 
     return classifier
+
+
+@pytest.fixture(scope="module")
+def wanted(make: Make) -> np.ndarray:
+    """Probabilities of a model that was fitted on a plain list."""
+    return make().fit(TEXTS, LABELS).predict_proba(TEXTS)
 
 
 class TestTexts:
@@ -53,11 +60,12 @@ class TestTexts:
         ids=["list", "tuple", "array", "object array", "pandas Series", "polars Series", "list of 1-tuples",
              "array of one column", "pandas frame", "polars frame", "arrow table"],
     )  # fmt: skip
-    def test_every_form_of_the_same_texts_gives_the_same_model(self, make: Make, form: Callable[[Any], Any]) -> None:
-        model = make(settings=SETTINGS | {"train.max_steps": 2}).fit(form(TEXTS), LABELS)
-        wanted = make(settings=SETTINGS | {"train.max_steps": 2}).fit(TEXTS, LABELS)
+    def test_every_form_of_the_same_texts_gives_the_same_model(
+        self, make: Make, wanted: np.ndarray, form: Callable[[Any], Any]
+    ) -> None:
+        model = make().fit(form(TEXTS), LABELS)
 
-        assert np.allclose(model.predict_proba(form(TEXTS)), wanted.predict_proba(TEXTS), atol=1e-6)
+        assert np.allclose(model.predict_proba(form(TEXTS)), wanted, atol=1e-6)
         assert model.predict_proba(form(TEXTS)).shape == (60, 3)
 
     def test_pairs_are_tuples_arrays_or_two_named_columns(self, make: Make) -> None:
@@ -191,13 +199,23 @@ class TestTools:
         assert len(search.predict(TEXTS)) == 60
         assert search.best_estimator_.classes_.tolist() == list(TOPICS)
 
-    def test_it_ends_a_pipeline(self, make: Make) -> None:
+    def test_ctrl_c_ends_a_whole_search(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        from bertune.training.loop import Course
+
+        # Each reading of the course sends the signal that Ctrl-C sends.
+        usual = Course.steps_per_epoch
+        monkeypatch.setattr(
+            Course, "steps_per_epoch", property(lambda course: signal.raise_signal(signal.SIGINT) or usual.fget(course))
+        )
+        with pytest.raises(KeyboardInterrupt):
+            cross_val_score(make(), TEXTS, LABELS, cv=2)
+
+    def test_it_ends_a_pipeline(self, make: Make, wanted: np.ndarray) -> None:
         pipeline = Pipeline(
             [("lower", FunctionTransformer(lambda texts: [text.lower() for text in texts])), ("model", make())]
         )
         pipeline.fit([text.upper() for text in TEXTS], LABELS)
 
-        wanted = make().fit(TEXTS, LABELS).predict_proba(TEXTS)
         assert np.allclose(pipeline.predict_proba([text.upper() for text in TEXTS]), wanted, atol=1e-6)
         assert pipeline.set_params(model__lr=1e-4).get_params()["model__lr"] == 1e-4
 

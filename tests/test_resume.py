@@ -15,7 +15,7 @@ import pytest
 import bertune
 from bertune.errors import ConfigError
 from tiny_runs import QUICK, Told, topic_rows
-from train_child import HARD, finish_child, start_child, without_picture
+from train_child import KILLED, finish_child, start_child, without_picture
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
@@ -117,7 +117,7 @@ def test_a_run_killed_at_awkward_places_ends_as_the_undisturbed_one(
     jobs: Jobs, whole: dict[str, Path], chain: str
 ) -> None:
     for kill in CHAINS[chain]:
-        assert jobs.run(kill=kill) == -HARD, kill
+        assert jobs.run(kill=kill) == KILLED, kill
     assert jobs.run() == 0
 
     assert_same_result(jobs.out, whole["fp32"])
@@ -209,9 +209,10 @@ def here(tmp_path: Path, data: Path, tiny_bert: Path) -> Here:
 
 class TestDamage:
     @pytest.mark.parametrize(
-        "name", ["weights.safetensors", "optimizer.safetensors", "running.safetensors", "state.json"]
-    )
-    @pytest.mark.parametrize("how", ["cut", "gone", "altered"])
+        ("name", "how"),
+        [("weights.safetensors", "cut"), ("weights.safetensors", "altered"), ("optimizer.safetensors", "gone"),
+         ("running.safetensors", "altered"), ("state.json", "cut"), ("state.json", "gone"), ("state.json", "altered")],
+    )  # fmt: skip
     def test_a_torn_checkpoint_is_skipped_with_a_word_and_the_one_before_it_used(
         self, here: Here, whole: dict[str, Path], name: str, how: str
     ) -> None:
@@ -310,6 +311,15 @@ class TestWhatResumeMeans:
         assert named in str(caught.value)
         assert "--overwrite" in str(caught.value)
         assert {path: path.read_bytes() for path in here.out.rglob("*") if path.is_file()} == before
+
+    def test_a_device_that_is_gone_is_an_error(self, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+        here.run(at=5, resume=False)
+        path = here.out / "run" / "machine.yaml"
+        path.write_text(path.read_text(encoding="utf-8").replace('"cpu"', '"cuda"'), encoding="utf-8")
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+        with pytest.raises(ConfigError, match="'cuda' is not available here"):
+            here.run()
 
     def test_other_data_is_refused(self, here: Here, tmp_path: Path) -> None:
         path = tmp_path / "topics.csv"

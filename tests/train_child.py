@@ -15,6 +15,7 @@ from bertune.training.listen import Silent
 from bertune.training.loop import Step
 
 HARD = getattr(signal, "SIGKILL", signal.SIGTERM)  # on Windows this ends a process at once
+KILLED = -HARD if os.name == "posix" else HARD  # exit code of a process that got it
 
 
 class Watcher(Silent):
@@ -30,7 +31,7 @@ class Watcher(Silent):
     def step(self, step: Step) -> None:
         time.sleep(self.slow)
         if step.number == self.at:
-            os.kill(os.getpid(), self.number)
+            signal.raise_signal(self.number) if self.number == signal.SIGINT else _die()
 
 
 def run_child(job: dict[str, Any]) -> None:

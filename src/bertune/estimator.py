@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from bertune.config import Config, nested
 from bertune.data.rows import is_missing
-from bertune.errors import ConfigError, DataError
+from bertune.errors import ConfigError, DataError, Interrupted
 from bertune.ship.predict import Predictor
 from bertune.training.run import run
 
@@ -72,7 +72,11 @@ class Classifier(ClassifierMixin, BaseEstimator):
         }
         out, finalizer = self._folder()
         config = self._config(data)
-        run(config, source={**columns, **labels}, out=out, overwrite=True)
+        try:
+            run(config, source={**columns, **labels}, out=out, overwrite=True)
+        except Interrupted:
+            # What scikit-learn lets through; of any other error a search would make a failed fit and go on.
+            raise KeyboardInterrupt("training was stopped") from None
         self.n_features_in_ = len(columns)
         self.__dict__.pop("feature_names_in_", None)
         if _column_names(X) is not None:

@@ -53,7 +53,7 @@ class Machine:
 
 def choose_machine(config: TrainConfig, *, long_run: bool) -> Machine:
     """Settle device, precision, threads and token budget; `long_run`: compiling would be paid back."""
-    device = _device(config.device)
+    device = check_device(config.device)
     fast = bf16_is_faster(device)
     precision = ("bf16" if fast else "fp32") if config.precision == "auto" else config.precision
     threads = config.threads or usable_cores()
@@ -66,7 +66,8 @@ def choose_machine(config: TrainConfig, *, long_run: bool) -> Machine:
     return Machine(device, precision, threads, budget, compiled, processor_name(device))
 
 
-def _device(wanted: str) -> str:
+def check_device(wanted: str) -> str:
+    """The device to use for `wanted` (a device or auto); ConfigError where it is not there."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if wanted == "auto":
         return "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"

@@ -176,7 +176,7 @@ class Fit:
             if split is None or (name == "test" and not self.config.train.evaluate_test):
                 continue
             logits = infer_logits(
-                self.model, split.tokens, budget=self.machine.token_budget, check=stop.check,
+                self.model, split.tokens, budget=self.course.token_budget, check=stop.check,
                 forward=self._forward(name),
             )
             records.append(self._measured(name, logits, split))

@@ -21,7 +21,7 @@ from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import EncoderConfig
 from bertune.model.heads import decide_head
 from bertune.model.load import load_model, read_config
-from bertune.model.machine import Machine, choose_machine
+from bertune.model.machine import Machine, check_device, choose_machine
 from bertune.model.source import open_source
 from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
@@ -151,7 +151,9 @@ def settle_machine(config: Config, out: Path, plan: Plan, *, resume: bool) -> Ma
     """What the run computes on; a resumed run keeps what it began with."""
     path = out / "run" / "machine.yaml"
     if resume and path.is_file():
-        return Machine(**read_yaml(path))
+        machine = Machine(**read_yaml(path))
+        check_device(machine.device)
+        return machine
     machine = choose_machine(config.train, long_run=plan.steps >= 2000)
     write_atomic(path, to_json(machine.to_dict(), indent=2) + "\n")  # JSON is YAML
     return machine

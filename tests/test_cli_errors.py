@@ -120,7 +120,8 @@ USAGE = {
     "a setting that could not matter": (
         ["predict", "runs/x", "a.csv", "--set", "train.lr=1"],
         "--set train.lr=1: has no effect here; what has is data.columns, data.encoding, data.format, data.header, "
-        "data.layout, data.quoting, data.text, data.text_pair, train.device, train.precision, train.seed, train.threads.",
+        "data.layout, data.quoting, data.text, data.text_pair, train.device, train.precision, train.seed, "
+        "train.threads.",
     ),
     "an option of another command": (
         ["predict", "runs/x", "a.csv", "--drop-label", "-"],

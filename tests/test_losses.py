@@ -46,7 +46,8 @@ def test_losses_are_sums_over_rows_so_that_micro_batches_add_up_to_the_whole():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(10, 4, generator=generator)
     single, multi = torch.arange(10) % 4, (torch.rand(10, 4, generator=generator) > 0.5).float()
-    for loss, targets in ((Loss("single", smoothing=0.1), single), (Loss("multi"), multi), (Loss("multi", gamma=2.0), multi)):
+    cases = ((Loss("single", smoothing=0.1), single), (Loss("multi"), multi), (Loss("multi", gamma=2.0), multi))
+    for loss, targets in cases:
         whole = loss(logits, targets)
         parts = loss(logits[:3], targets[:3]) + loss(logits[3:], targets[3:])
         assert torch.allclose(whole, parts, atol=1e-5)

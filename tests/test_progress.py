@@ -28,7 +28,9 @@ class Terminal(io.StringIO):
 
 
 def step(number: int, *, seconds: float = 0.5) -> Step:
-    return Step(number=number, loss=0.25, lr=1e-4, norm=1.0, rows=32, tokens=900, cells=1000, seconds=seconds)
+    return Step(
+        number=number, loss=0.25, lr=1e-4, norm=1.0, rows=32, tokens=900, pairs=30_000, wasted=900, seconds=seconds
+    )
 
 
 def plan(steps: int) -> Plan:

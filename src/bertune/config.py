@@ -7,7 +7,7 @@ a field without a flag is reached with `--set section.name=value`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -16,6 +16,9 @@ from bertune.errors import ConfigError, nearest
 
 def _flag(name: str, *, group: str, metavar: str | None = None) -> dict[str, Any]:
     return {"flag": name, "group": group, "metavar": metavar}
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Section(BaseModel):
@@ -112,7 +115,9 @@ class DataConfig(ReadConfig):
     hold_out: bool = Field(
         True, description="Without --valid and --test, hold out a tenth of the rows for each; otherwise all rows train."
     )
-    split_seed: int = Field(0, description="Seed of the split.", json_schema_extra=_flag("--split-seed", group="Data"))
+    split_seed: int = Field(
+        0, ge=0, lt=2**32, description="Seed of the split.", json_schema_extra=_flag("--split-seed", group="Data")
+    )
     group: str | None = Field(
         None,
         description="Column whose equal values never fall into two splits.",
@@ -207,7 +212,7 @@ class TrainConfig(_Section):
     optimizer: Literal["adamw", "adam"] = Field(
         "adamw", description="Optimizer.", json_schema_extra=_flag("--optimizer", group="Training")
     )
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Decay of the first and second moments.")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="Decay of the first and second moments.")
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
     weight_decay: float = Field(
         0.01,
@@ -270,6 +275,7 @@ class TrainConfig(_Section):
     seed: int = Field(
         0,
         ge=0,
+        lt=2**32,
         description="Seed of initialisation, order and dropout.",
         json_schema_extra=_flag("--seed", group="Training"),
     )

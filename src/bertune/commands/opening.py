@@ -18,9 +18,9 @@ DEFAULTS = Config().updated({"train": {"precision": "fp32"}})
 
 def open_predictor(folder: str, config: Config) -> Predictor:
     """The model in `folder`, on the machine that `config` says."""
-    from bertune.ship.predict import Predictor
-
     import torch
+
+    from bertune.ship.predict import Predictor
 
     machine = config.train
     torch.manual_seed(machine.seed)  # our own encoder draws nothing; one run by transformers might

@@ -35,7 +35,8 @@ class Train(Configured):
         ),
     ] = None  # fmt: skip
     out: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Where the result goes; by default runs/ and the name of the recipe or file.")
+        str | None,
+        typer.Option(metavar="DIR", help="Where the result goes; by default runs/ and a name from recipe or file.")
     ] = None
     resume: Annotated[
         bool, switch("--resume", "Go on from the newest checkpoint in --out; DATA may then be left out.")

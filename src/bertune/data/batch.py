@@ -89,13 +89,6 @@ def epoch_order(rows: int, *, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=[seed, 0x0E90C4 + epoch])).permutation(rows)
 
 
-def step_rows(rows: int, batch_size: int, *, seed: int, step: int) -> np.ndarray:
-    """Rows of optimizer step `step` (from 0): epochs follow one another, each in its own order, none of them mixed."""
-    per_epoch = steps_per_epoch(rows, batch_size)
-    epoch, place = divmod(step, per_epoch)
-    return epoch_order(rows, seed=seed, epoch=epoch)[place * batch_size : (place + 1) * batch_size]
-
-
 def steps_per_epoch(rows: int, batch_size: int) -> int:
     return -(-rows // batch_size)
 

@@ -95,6 +95,15 @@ def padded_cells(lengths: np.ndarray) -> int:
     return sum((last - first) * int(lengths[first:last].max()) for first, last in _cuts(lengths))
 
 
+def count_pairs(lengths: np.ndarray, *, padded: bool) -> tuple[int, int]:
+    """Pairs of query and key that attention computes for rows of these lengths, and how many are for padding alone."""
+    needed = int((lengths.astype(np.int64) ** 2).sum())
+    if not padded:
+        return needed, 0
+    pairs = sum((last - first) * int(lengths[first:last].max()) ** 2 for first, last in _cuts(lengths))
+    return pairs, pairs - needed
+
+
 def _group(cu: np.ndarray, first: int, last: int, device: torch.device, dtype: torch.dtype) -> Group:
     lengths = np.diff(cu[first : last + 1])
     begin, end, rows, width = int(cu[first]), int(cu[last]), last - first, int(lengths.max())

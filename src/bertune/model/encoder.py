@@ -80,6 +80,15 @@ class EncoderConfig:
         return self.max_positions - self.position_offset
 
 
+def padding_share(config: EncoderConfig, *, tokens: int, pairs: int, wasted: int) -> float:
+    """Share of the operations of an encoder's matrix products that went into padding.
+
+    tokens: computed by the linear layers, none of them padding; pairs, wasted: see `attention.count_pairs`.
+    """
+    linear = 2 * tokens * (4 * config.hidden**2 + 2 * config.hidden * config.ffn)
+    return 4 * config.hidden * wasted / max(linear + 4 * config.hidden * pairs, 1)
+
+
 @dataclass
 class Inputs:
     """A batch on its device. ids, types, positions: int64 [tokens]; first: int64 [rows], where each row begins."""

@@ -18,7 +18,8 @@ from bertune.evaluate.curves import plot_curves
 from bertune.evaluate.metrics import evaluate, probabilities
 from bertune.files import atomic_path, sha256_of, write_atomic, write_json
 from bertune.hub import Source
-from bertune.model.attention import padded_cells
+from bertune.model.attention import count_pairs
+from bertune.model.encoder import EncoderConfig, padding_share
 from bertune.model.load import opens_in_transformers, read_source, save_model
 from bertune.model.machine import Machine, peak_memory
 from bertune.presets import PRESETS
@@ -56,7 +57,7 @@ def finish(
         if name in fit.prepared.splits:
             split = fit.prepared.splits[name]
             metrics[name] = judge(predictor, split, out / "run" / f"predictions-{name}.parquet")
-            metrics[name]["padding_share"] = padding_share(split.tokens, fit.machine)
+            metrics[name]["padding_share"] = evaluation_padding(split.tokens, fit.machine, encoder)
     write_atomic(out / "README.md", model_card(card_info(fit, bundle, base, metrics, out)))
     plot_curves(progress.history, out / "run" / "curves.png", metric=metric)
     write_json(out / "run" / "metrics.json", metrics)
@@ -79,13 +80,13 @@ def judge(predictor: Predictor, split: Split, predictions: Path | None) -> dict[
     }
 
 
-def padding_share(tokens: Encoded, machine: Machine) -> float:
-    """Share of the places that attention computes in an evaluation and that hold no token; nothing else ever pads."""
-    if machine.device == "cuda":
-        return 0.0
-    lengths = tokens.lengths
+def evaluation_padding(tokens: Encoded, machine: Machine, encoder: EncoderConfig) -> float:
+    """`padding_share` of an evaluation of all rows."""
+    lengths, padded = tokens.lengths, machine.device != "cuda"
     runs = split_by_budget(np.arange(len(tokens)), lengths, machine.token_budget)
-    return 1 - int(lengths.sum()) / sum(padded_cells(lengths[run]) for run in runs)
+    counts = [count_pairs(lengths[run], padded=padded) for run in runs]
+    pairs, wasted = sum(count[0] for count in counts), sum(count[1] for count in counts)
+    return padding_share(encoder, tokens=int(lengths.sum()), pairs=pairs, wasted=wasted)
 
 
 def write_predictions(predictor: Predictor, split: Split, logits: np.ndarray, path: Path) -> None:

@@ -22,6 +22,7 @@ from bertune.errors import Interrupted, TrainingError
 from bertune.evaluate.metrics import evaluate, is_better, metric_value
 from bertune.files import to_json, write_atomic
 from bertune.model.classifier import ClassifierModel
+from bertune.model.encoder import padding_share
 from bertune.model.infer import infer_logits
 from bertune.model.losses import make_loss
 from bertune.model.machine import Machine, free_disk, peak_memory
@@ -50,7 +51,8 @@ class Progress:
     seconds: float = 0.0
     rows: int = 0
     tokens: int = 0
-    cells: int = 0
+    pairs: int = 0
+    wasted: int = 0
     pending: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "rows": 0})
     keeps_frozen: bool | None = None  # whether the output of frozen layers is kept; None: not decided yet
 
@@ -103,6 +105,8 @@ class Fit:
         try:
             with Interrupts() as stop:
                 self._steps(stop)
+            if self.progress.seconds > 60:
+                self._save()  # what follows can fail too, on a full disk say; then only it has to be done again
         except Stopped:
             self._save()
             raise Interrupted(
@@ -144,7 +148,8 @@ class Fit:
         progress.seconds += step.seconds
         progress.rows += step.rows
         progress.tokens += step.tokens
-        progress.cells += step.cells
+        progress.pairs += step.pairs
+        progress.wasted += step.wasted
         pending["loss"] += step.loss * step.rows
         pending["rows"] += step.rows
         every = max(1, self.plan.steps // RECORDS)
@@ -320,7 +325,9 @@ class Fit:
             "seconds": progress.seconds,
             "examples_per_second": progress.rows / seconds,
             "tokens_per_second": progress.tokens / seconds,
-            "padding_share": 1 - progress.tokens / max(progress.cells, 1),
+            "padding_share": padding_share(
+                self.model.encoder.config, tokens=progress.tokens, pairs=progress.pairs, wasted=progress.wasted
+            ),
             "peak_memory_bytes": peak_memory(),
         }
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from bertune.data.batch import Batch, epoch_order, make_batch, split_by_budget, steps_per_epoch
 from bertune.data.tokens import Encoded
 from bertune.errors import TrainingError
-from bertune.model.attention import padded_cells
+from bertune.model.attention import count_pairs
 from bertune.model.classifier import ClassifierModel
 from bertune.model.losses import Loss
 from bertune.model.noise import Noise
@@ -40,7 +40,8 @@ class Step:
     norm: float
     rows: int
     tokens: int
-    cells: int  # token places of attention, padding included
+    pairs: int  # of query and key that attention computed
+    wasted: int  # those of them that padding made
     seconds: float
 
 
@@ -113,9 +114,10 @@ def training_steps(
         optimizer.apply(number)
         tokens = sum(batch.tokens for batch in batches)
         padded = model.device.type != "cuda"  # attention alone pads, and only where it works in groups
-        cells = sum(padded_cells(batch.lengths) for batch in batches) if padded else tokens
+        counts = [count_pairs(batch.lengths, padded=padded) for batch in batches]
+        pairs, wasted = sum(count[0] for count in counts), sum(count[1] for count in counts)
         rate = float(optimizer.rates[number - 1])
-        yield Step(number, loss, rate, norm, len(rows), tokens, cells, time.perf_counter() - begin)
+        yield Step(number, loss, rate, norm, len(rows), tokens, pairs, wasted, time.perf_counter() - begin)
 
 
 def _backward(

@@ -112,7 +112,8 @@ def _ours(name: str, side: str, seed: int, options: argparse.Namespace) -> Made:
             targets = np.array([[float(label in row) for label in labels] for row in truth], np.float32)
         parts[part] = (logits, targets)
     train = {key: result.metrics["train"].get(key) for key in ("epochs", "seconds", "examples_per_second")}
-    return labels, parts, {"config": config.model_dump(mode="json"), "train": train}
+    # Without the data section: its paths are those of one machine.
+    return labels, parts, {"config": config.model_dump(mode="json", exclude={"data"}), "train": train}
 
 
 def _trainer(name: str, side: str, seed: int, options: argparse.Namespace) -> Made:

@@ -302,3 +302,5 @@ def test_the_leftovers_of_file_managers_are_overlooked(tmp_path: Path) -> None:
         zipped.writestr("__MACOSX/bert.small.torch/._vocab.json", b"")
         zipped.writestr("bert.small.torch/.DS_Store", b"")
     convert(tmp_path / "a.zip", tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"config.json", "model.safetensors", "vocab.json"} <= names and not {"._vocab.json", ".DS_Store"} & names

@@ -115,4 +115,4 @@ def test_serving_needs_no_heavy_package_to_be_installed() -> None:
     """Every module that serves, where importing a heavy package fails as if it were absent."""
     absent = f"import sys\nfor name in {sorted(HEAVY)!r}:\n    sys.modules[name] = None\n"
     # A None in sys.modules makes the import fail and is itself listed, so the exit status alone is the proof.
-    _modules_after(absent + "\n".join(f"import {module}" for module in SERVING))
+    assert "bertune" in _modules_after(absent + "\n".join(f"import {module}" for module in SERVING))

@@ -31,8 +31,8 @@ def info(**changes: Any) -> CardInfo:
         split_rule="80/10/10 at random, stratified over the labels, seed 0.",
         results={"valid": metrics, "test": metrics},
         settings={"model": "/home/me/models/mini", "epochs": 3, "lr": 2e-4, "max_steps": None, "texts": ["a", "b"]},
-        max_length=256, truncation="longest-first", opens_in_transformers=True, base_title="all-MiniLM-L6-v2",
-        base_repo="sentence-transformers/all-MiniLM-L6-v2", base_licence="Apache-2.0",
+        max_length=256, truncation="longest-first", chosen_by_valid=True, opens_in_transformers=True,
+        base_title="all-MiniLM-L6-v2", base_repo="sentence-transformers/all-MiniLM-L6-v2", base_licence="Apache-2.0",
         base_note="trained on sentence pairs that include SNLI", base_languages="English",
         remarks=["12 rows were cut."],
     )  # fmt: skip
@@ -74,6 +74,11 @@ def test_pairs_and_single_labels_are_told_as_such() -> None:
                  "second side loses", "opens in bertune only"):  # fmt: skip
         assert part in text, part
     assert "softmax(-1)" in model_card(info(task=task, results={}))
+
+
+def test_the_card_says_that_the_epoch_was_chosen_only_where_it_was() -> None:
+    assert "The epoch was chosen by the valid split" in model_card(info())
+    assert "chosen by the valid split" not in model_card(info(chosen_by_valid=False))
 
 
 def test_no_place_of_this_machine_is_told() -> None:
@@ -136,6 +141,18 @@ def test_curves_are_drawn_from_any_history(history: list[dict[str, Any]], tmp_pa
     path = tmp_path / "curves.png"
     plot_curves(history, path, metric="accuracy")
     assert path.read_bytes().startswith(b"\x89PNG\r\n") and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_single_step_is_a_point_since_a_line_needs_two(tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    coloured = []
+    for count in (0, 1):
+        plot_curves(steps(count), tmp_path / "x.png", metric="accuracy")
+        red, green, blue = (imread(tmp_path / "x.png")[:, :, channel] for channel in range(3))
+        coloured.append(int(((blue > red + 0.3) & (blue > green + 0.1)).sum()))
+    # The line in the legend has some 160 pixels of this colour; the point and its like there as many again.
+    assert coloured[0] == 0 and coloured[1] > 300
 
 
 def test_drawing_leaves_the_users_matplotlib_alone(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_dropout_stands_before_each_linear_layer_of_the_mlp() -> None:
     assert seen == [(3, 2), (3, 8)]
 
 
-def test_auto_is_the_architectures_own_head_unless_another_pooling_is_asked_for() -> None:
+def test_auto_is_the_architectures_own_head_unless_it_lacks_the_pooling_asked_for() -> None:
     def kind(head: str, pooling: str, arch: str = "bert") -> tuple[str, str]:
         chosen = decide_head(
             _encoder(arch), pooling=pooling, head=head, num_labels=2, head_hidden=50, head_dropout=None
@@ -103,6 +103,8 @@ def test_auto_is_the_architectures_own_head_unless_another_pooling_is_asked_for(
     assert kind("auto", "mean") == ("linear", "mean")
     assert kind("linear", "auto") == ("linear", "cls")
     assert kind("mlp", "max") == ("mlp", "max")
+    assert kind("auto", "mean", "modernbert") == ("own", "mean")  # transformers has both poolings there
+    assert kind("auto", "max", "modernbert") == ("linear", "max")
     assert kind("auto", "auto", "adapter") == ("linear", "cls")  # what transformers has there is not ours to know
 
 

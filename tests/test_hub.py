@@ -137,7 +137,10 @@ def _hub_copy(cache: Path, repo: str, *names: str, commit: str = "a" * 40) -> Pa
 def test_an_absent_hub_model_says_what_to_put_where() -> None:
     message = _fail("bert")
     assert "Network is unreachable" in message
-    assert "Put its config.json, model.safetensors and tokenizer files into a folder and pass --model FOLDER" in message
+    assert (
+        "Put its config.json, model.safetensors (or pytorch_model.bin) and tokenizer files into a folder and pass "
+        "--model FOLDER" in message
+    )
     assert "HF_ENDPOINT" in message
 
 

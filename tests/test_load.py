@@ -23,7 +23,7 @@ from bertune.model.load import (
     read_source,
     save_model,
 )  # fmt: skip
-from tiny_models import CASES, batch_of, hidden_of, loaded, logits_of, random_rows, scrambled, tiny
+from tiny_models import CASES, batch_of, hidden_of, loaded, logits_of, padded, random_rows, scrambled, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BATCH = batch_of(random_rows([20, 9, 3]))
@@ -251,6 +251,22 @@ def test_a_head_of_our_own_is_found_again_and_refused_by_transformers(
     assert not opens_in_transformers("bert", model.head.config)
     with pytest.raises(ValueError, match="bertune-bert"):
         transformers.AutoModelForSequenceClassification.from_pretrained(result)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_both_poolings_of_modernbert_open_in_transformers(tmp_path: Path, pooling: str) -> None:
+    source = tmp_path / "source"
+    tiny("modernbert").save_pretrained(source)
+    model, _ = loaded(source, pooling=pooling)
+    scrambled(model.head)
+    result = _save(tmp_path / "result", model, source)
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(result).eval()
+    rows = random_rows([5, 9, 20])
+    with torch.no_grad():
+        wanted = theirs(**padded(rows)).logits
+
+    assert theirs.config.classifier_pooling == pooling
+    assert torch.allclose(logits_of(model, batch_of(rows)), wanted, atol=1e-5)
 
 
 def test_training_goes_on_from_an_earlier_result(folder: Path, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_metric_names_are_checked_against_the_task() -> None:
     assert check_metric("loss", "multi") == "log_loss"
     with pytest.raises(ConfigError, match=r"--metric roc_auc_macro: not a metric of a single-label task.*accuracy"):
         check_metric("roc_auc_macro", "single")
-    with pytest.raises(ConfigError, match="did you mean 'micro_f1'"):
+    with pytest.raises(ConfigError, match=r"did you mean 'micro_f1'\? Choices: auto, loss, micro_f1"):
         check_metric("microf1", "multi")
 
 

@@ -343,8 +343,9 @@ def _absent(repo: str, reason: str, preset: Preset | None) -> str:
     else:
         way = "Put"
     return (
-        f"{repo} {place} and cannot be downloaded ({reason}){hint} {way} its {CONFIG}, model.safetensors and "
-        "tokenizer files into a folder and pass --model FOLDER; HF_ENDPOINT names a mirror of the hub."
+        f"{repo} {place} and cannot be downloaded ({reason}){hint} {way} its {CONFIG}, model.safetensors (or "
+        "pytorch_model.bin) and tokenizer files into a folder and pass --model FOLDER; HF_ENDPOINT names a mirror of "
+        "the hub."
     )
 
 

@@ -39,11 +39,12 @@ class CardInfo:
     task: Task
     files: Sequence[str]
     split_rows: Mapping[str, int]
-    split_rule: str  # a sentence: fractions or files, stratified or grouped, the seed
+    split_rule: str  # fractions or files, stratified or grouped, the seed
     results: Mapping[str, Mapping[str, Any]]
     settings: Mapping[str, Any]
     max_length: int
     truncation: str
+    chosen_by_valid: bool  # whether the valid split chose which weights were kept
     opens_in_transformers: bool
     base_title: str
     base_repo: str | None = None  # its name on the hub
@@ -130,7 +131,7 @@ def _results(info: CardInfo) -> str:
     split = next((name for name in ("test", "valid") if name in info.results), None)
     if split is not None and info.results[split].get("per_label"):
         parts += [f"By label, on the {split} split:", markdown_table(label_table(info.results[split]))]
-    if "valid" in info.results:
+    if "valid" in info.results and info.chosen_by_valid:
         parts.append("The epoch was chosen by the valid split, so its figures lean to the bright side.")
     return "\n\n".join(parts)
 
@@ -176,7 +177,8 @@ def _transformers_usage(info: CardInfo) -> str:
 
 def _data(info: CardInfo) -> str:
     table = [["split", "rows"], *([name, f"{rows:,}"] for name, rows in info.split_rows.items())]
-    return f"Files: {_joined(map(file_name, info.files))}.\n\n{markdown_table(table)}\n\n{escaped(info.split_rule)}"
+    rule = escaped(info.split_rule.rstrip("."))
+    return f"Files: {_joined(map(file_name, info.files))}.\n\n{markdown_table(table)}\n\nSplits: {rule}."
 
 
 def _training(info: CardInfo) -> str:

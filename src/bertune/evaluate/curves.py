@@ -59,7 +59,8 @@ def _draw_losses(axes: Axes, history: list[Record]) -> None:
         axes.plot(epochs, losses, color=_COLOURS["train"], alpha=0.22, linewidth=0.8)
     if len(steps):
         smooth = smoothed(losses)
-        axes.plot(epochs, smooth, color=_COLOURS["train"], linewidth=2, label=_NAMES["train"])
+        alone = "o" if len(steps) == 1 else ""  # a line needs two points
+        axes.plot(epochs, smooth, color=_COLOURS["train"], linewidth=2, marker=alone, label=_NAMES["train"])
         # A first spike would press the rest of the curve flat: the axis follows the smooth curve and most raw values.
         valid = _values(history, "valid", "log_loss")[1]
         top = max(float(np.percentile(losses, 98)), float(smooth.max()), *valid, 1e-9)
@@ -70,7 +71,10 @@ def _draw_losses(axes: Axes, history: list[Record]) -> None:
 
 def _draw_rate(axes: Axes, history: list[Record]) -> None:
     steps = [record for record in history if record["kind"] == "step" and record.get("lr") is not None]
-    axes.plot([r["epoch"] for r in steps], [r["lr"] for r in steps], color=_INK, linewidth=1.2)
+    alone = "o" if len(steps) == 1 else ""
+    axes.plot(
+        [r["epoch"] for r in steps], [r["lr"] for r in steps], color=_INK, linewidth=1.2, marker=alone, markersize=4
+    )
     axes.set_ylim(bottom=0)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
     axes.yaxis.get_offset_text().set_fontsize(8)

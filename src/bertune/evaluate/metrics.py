@@ -63,9 +63,9 @@ def check_metric(name: str, kind: str) -> str:
     choices = [known for known, metric in METRICS.items() if kind in metric.kinds]
     if resolved not in choices:
         task = "single-label" if kind == "single" else "multi-label"
+        hint = nearest(name, choices) or "."
         raise ConfigError(
-            f"--metric {name}: not a metric of a {task} task{nearest(name, choices)}. "
-            f"Choices: auto, loss, {', '.join(choices)}."
+            f"--metric {name}: not a metric of a {task} task{hint} Choices: auto, loss, {', '.join(choices)}."
         )
     return resolved
 

@@ -32,9 +32,11 @@ class HeadConfig:
 def decide_head(
     config: EncoderConfig, *, pooling: str, head: str, num_labels: int, head_hidden: int, head_dropout: float | None
 ) -> HeadConfig:
-    """Resolve `auto`: the architecture's own head, unless another pooling than its own is asked for; then linear."""
+    """Resolve `auto`: the architecture's own head, unless a pooling is asked for that it does not have; then linear."""
     pooled: Pooling = config.pooling if pooling == "auto" else pooling  # type: ignore[assignment]
-    own = head == "auto" and pooled == config.pooling and config.arch != "adapter"
+    # transformers' modernbert reads the first token or the mean, as config.json says; the others read the first token.
+    known = ("cls", "mean") if config.arch == "modernbert" else (config.pooling,)
+    own = head == "auto" and pooled in known and config.arch != "adapter"
     kind: Literal["own", "linear", "mlp"] = "own" if own else ("mlp" if head == "mlp" else "linear")
     rate = config.head_dropout if head_dropout is None else head_dropout
     return HeadConfig(kind=kind, pooling=pooled, num_labels=num_labels, dropout=rate, hidden=head_hidden)

@@ -27,8 +27,11 @@ from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
 
 if TYPE_CHECKING:
+    from bertune.config import TrainConfig
     from bertune.training.fit import Fit, Progress
     from bertune.training.prepare import Split
+
+HEADS = {"own": "that of the architecture", "mlp": "linear, ReLU, linear"}  # kinds of heads in plainer words
 
 
 def finish(
@@ -126,11 +129,15 @@ def card_info(fit: Fit, bundle: Bundle, base: Source, metrics: dict[str, Any], o
     config, splits, plan = fit.config, fit.prepared.splits, fit.plan
     files = [file for split in splits.values() for file in split.table.files]
     preset = PRESETS.get(config.model.name) if base.kind in ("embedded", "hub") else None
+    train = config.train
     settings = {
-        "epochs": plan.epochs, "batch size": plan.batch_size, "lr": plan.lr, "schedule": config.train.schedule,
-        "warm-up": config.train.warmup, "optimizer": config.train.optimizer, "weight decay": config.train.weight_decay,
-        "pooling": bundle.head.pooling, "head": bundle.head.kind, "label prior": config.train.label_prior,
-        "loss": config.train.loss, "frozen": config.model.freeze, "seed": config.train.seed,
+        "epochs": plan.epochs, "batch size": plan.batch_size, "lr": plan.lr, "schedule": train.schedule,
+        "warm-up": train.warmup, "optimizer": train.optimizer,
+        "weight decay": train.weight_decay if train.optimizer == "adamw" else None, "gradient norm at most": train.clip,
+        "pooling": bundle.head.pooling, "head": HEADS.get(bundle.head.kind, bundle.head.kind),
+        "loss": loss_name(fit.prepared.task.kind, train), "class weights": train.class_weights,
+        "label prior": train.label_prior, "label smoothing": train.label_smoothing or None,
+        "frozen": config.model.freeze, "weights kept": kept_weights(fit), "seed": train.seed,
         "precision": fit.machine.precision,
     }
     return CardInfo(
@@ -138,12 +145,28 @@ def card_info(fit: Fit, bundle: Bundle, base: Source, metrics: dict[str, Any], o
         split_rows={name: len(split) for name, split in splits.items()}, split_rule=fit.prepared.rule,
         results={name: metrics[name] for name in ("valid", "test") if name in metrics}, settings=settings,
         max_length=bundle.max_length, truncation=bundle.truncation,
+        chosen_by_valid=train.select_best and fit.progress.best is not None,
         opens_in_transformers=bundle.opens_in_transformers, base_title=base.title or bundle.base_model.name,
         base_repo=preset.repo if preset else bundle.base_model.name if base.kind == "hub" else None,
         base_licence=bundle.base_model.licence, base_note=base.note,
         base_languages=preset.languages if preset else None,
         remarks=[fit.prepared.train.tokens.truncation().sentence()],
     )
+
+
+def loss_name(kind: str, train: TrainConfig) -> str:
+    """What was minimised, as the card tells it."""
+    if train.loss == "focal":
+        return f"focal, gamma {train.focal_gamma:g}"
+    return "cross-entropy" if kind == "single" else "binary cross-entropy"
+
+
+def kept_weights(fit: Fit) -> str:
+    """Which of the weights of a run became the result."""
+    best = fit.progress.best
+    if best is None or not fit.config.train.select_best:
+        return f"those of the last step, {fit.progress.step:,}"
+    return f"those of step {best['step']:,}, the best {fit.metric} on the valid split"
 
 
 def read_metrics(out: Path) -> dict[str, Any]:

@@ -129,8 +129,8 @@ def test_a_full_disk_leaves_the_old_bundle_and_nothing_half(result: Path) -> Non
         files("two")(folder)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(TrainingError, match=r"disk is full.*holds what it held before"):
-        write_bundle(result, some_bundle(), full)
+    with pytest.raises(TrainingError, match=r"disk is full.*holds what it held before\. Free some space"):
+        write_bundle(result, some_bundle(), full)  # there may be no checkpoint, and none is promised
     assert contents(result) == before
     assert Bundle.read(result).max_length == 128
 

@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 
 import bertune as package
+from bertune import cli
 from bertune.bundle import Bundle
 from bertune.commands.options import flags_of
+from bertune.paths import cache_entry, cache_settings
+from bertune.presets import PRESETS
 from shell import PROGRAM, bertune, call, environment, read_rows, write_rows
 from tiny_runs import TOPICS, multi_rows, pair_rows, topic_rows
 
@@ -179,7 +182,7 @@ def test_evaluate_takes_a_whole_configuration_and_tells_what_it_leaves(pairs: di
     done = call("evaluate", pairs["out"], pairs["tables"]["dev"], "--config", pairs["out"] / "run" / "config.yaml")
     assert done.code == 0
     assert "config.yaml: data.files, data.task" in done.err
-    assert "have no effect here" in done.err
+    assert "no effect here" in done.err
 
 
 # predict
@@ -328,6 +331,66 @@ def test_the_cache_is_shown_and_cleared(tmp_path: Path, monkeypatch: pytest.Monk
     assert call("cache").out.startswith(f"{tmp_path}: 4.")
     assert call("cache", "clear").code == 0
     assert call("cache", "--json").json["entries"] == []
+
+
+# what every command takes
+
+
+EVERYWHERE = ("--seed", "--config", "--set", "--json", "--quiet")
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_takes_the_common_options(command: str) -> None:
+    shown = call(command, "--help").out
+    for flag in EVERYWHERE:
+        assert re.search(rf"{flag} ", shown), flag
+
+
+def test_a_configuration_moves_and_bounds_the_cache(tmp_path: Path) -> None:
+    from bertune.paths import cache_root
+
+    before, place = cache_root(), tmp_path / "place"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"cache: {{folder: {json.dumps(str(place))}, limit: 20MB}}\ntrain: {{lr: 0.1}}\n", "utf-8")
+    done = call("cache", "--config", recipe, "--set", "cache.limit=1GB", "--seed", "3", "--json")
+    assert done.json == {"place": str(place), "bytes": 0, "limit": 10**9, "entries": []}
+    assert done.err.splitlines() == [
+        f"{recipe}: train.lr: no effect here.", "--seed changes nothing here: nothing is drawn by chance.",
+    ]  # fmt: skip
+    assert call("cache", "--config", recipe, "--seed", "3", "--json", "--quiet").err == ""
+    assert cache_root() == before
+
+
+def test_downloads_are_looked_for_in_the_cache_that_was_named(tmp_path: Path) -> None:
+    preset = PRESETS["d2l-small"]
+    assert preset.url is not None
+    with cache_settings(str(tmp_path), None):
+        entry = cache_entry("downloads", preset.url)
+    entry.mkdir(parents=True)
+    (entry / preset.url.rpartition("/")[2]).write_bytes(b"no archive")
+    done = call("models", "--set", f"cache.folder={tmp_path}", "--json")
+    notes = {model["name"]: model["note"] for model in done.json["models"]}
+    assert "it is damaged" in notes["d2l-small"]
+    assert "it is damaged" not in json.dumps(call("models", "--json").json)
+
+
+def test_convert_takes_its_source_from_a_configuration(tiny_bert: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {{name: {json.dumps(str(tiny_bert))}}}\n", "utf-8")
+    out = tmp_path / "clean"
+    done = call("convert", out, "--config", recipe, "--json", "--quiet")
+    assert (done.json, done.err) == ({"source": str(tiny_bert), "out": str(out)}, "")
+    assert call("convert", out, "--set", f"model.name={tiny_bert}", "--overwrite").code == 0
+    alone = call("convert", out, "--overwrite")
+    assert alone.code == 2 and "name the model and the folder to write" in alone.err
+
+
+def test_training_keeps_encoded_texts_where_it_is_told(single: dict[str, Any], tiny_bert: Path, tmp_path: Path) -> None:
+    place, out = tmp_path / "cache", tmp_path / "run"
+    settings = ("--set", "train.max_steps=1", "--set", f"cache.folder={place}", "--label", "label", "--quiet")
+    assert call("train", single["table"], "--model", tiny_bert, "--out", out, *QUICK, *settings).code == 0
+    assert list(place.glob("tokens/*/meta.json"))
+    assert "cache" not in (out / "run" / "config.yaml").read_text(encoding="utf-8")
 
 
 # help

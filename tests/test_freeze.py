@@ -128,7 +128,7 @@ class TestWithoutRoom:
         monkeypatch.setattr("bertune.training.fit.free_disk", lambda folder: 10**12)
         told = Told()
         kept = train(tmp_path / "kept", tiny_bert, model__freeze="1", listener=told)
-        assert "The 1 frozen layers run once; their output is kept." in told.said
+        assert "Frozen layers: 1. They run once, and their output is kept." in told.said
 
         left, right = (load_file(result.out / "model.safetensors") for result in (anew, kept))
         # Keys need no bias (softmax does not see it), so Adam trains theirs on rounding noise.

@@ -60,7 +60,7 @@ def test_of_a_shared_file_a_command_takes_what_concerns_it(recipe: str) -> None:
     config = configured(Evaluate(folder="m", files=["f"], config=recipe), DEFAULTS, keys=KEYS, say=said.append)
     assert config.data.encoding == "latin-1"
     assert config.train.lr is None
-    assert said == [f"{recipe}: train.lr, train.epochs, train.clip have no effect here."]
+    assert said == [f"{recipe}: train.lr, train.epochs, train.clip: no effect here."]
 
 
 def test_a_file_is_checked_whole(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 
 import bertune
 from bertune.errors import ConfigError
@@ -82,6 +83,10 @@ def assert_same_result(found: Path, wanted: Path) -> None:
     for name in ("run/predictions-valid.parquet", "run/predictions-test.parquet"):
         assert pl.read_parquet(found / name).equals(pl.read_parquet(wanted / name))
     assert files_of(found) == files_of(wanted)
+
+
+def yaml_of(out: Path) -> Any:
+    return yaml.safe_load((out / "run" / "config.yaml").read_text(encoding="utf-8"))
 
 
 def files_of(out: Path) -> list[str]:
@@ -161,6 +166,25 @@ def test_ctrl_c_at_the_last_step_is_not_forgotten(jobs: Jobs, whole: dict[str, P
     assert jobs.run() == 0
 
     assert_same_result(jobs.out, whole["fp32"])
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [("stop-judging:1", "fp32"), ("stop-judging:2", "fp32"), ("stop-frozen:1", "bf16, one layer frozen")],
+)
+def test_ctrl_c_before_and_after_the_steps_says_how_to_go_on_too(
+    jobs: Jobs, whole: dict[str, Path], place: str, name: str
+) -> None:
+    jobs.job["settings"] = PLAIN[name]
+    assert jobs.run(kill=place, resume=False) == 130
+    assert jobs.said().splitlines()[-1] == (
+        "Interrupted: Stopped; what was saved before is whole, and the rest is done again. "
+        "Go on with the same command and --resume."
+    )
+    assert not list((jobs.out / "run").glob("frozen-*"))
+    assert jobs.run() == 0
+
+    assert_same_result(jobs.out, whole[name])
 
 
 class Stop(Exception):
@@ -288,6 +312,22 @@ class TestWhatResumeMeans:
         assert result.metrics["test"]["rows"] == 15
         assert result.task.labels == ("animals", "plants", "tools")
         assert files_of(here.out) == before
+
+    def test_other_options_than_those_of_a_complete_run_are_named_and_change_nothing(
+        self, here: Here, whole: dict[str, Path], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        shutil.copytree(whole["fp32"], here.out)
+        here.data = Path(yaml_of(here.out)["data"]["files"][0])
+        here.run(cache__folder=str(here.out.with_name("elsewhere")))  # no result depends on it
+        assert not caplog.messages
+        here.run(train__lr=1e-3, model__pooling="mean")
+
+        assert caplog.messages == [
+            f"--resume: the run in {here.out} is complete, so other options are not applied: model.pooling (was "
+            "'auto', now 'mean'), train.lr (was 0.005, now 0.001). Pass --overwrite to train anew with them, or "
+            "another --out."
+        ]
+        assert_same_result(here.out, whole["fp32"])
 
     def test_where_there_is_nothing_to_resume_training_starts_afresh(self, here: Here, whole: dict[str, Path]) -> None:
         here.run()

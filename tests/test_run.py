@@ -279,10 +279,15 @@ class TestFullDisk:
                 raise error
             usual(tensors, path)
 
+        folder = tmp_path / "out/run/checkpoints"
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, "save_file", full)
-            self.fails(lambda: train(settings=settings))
-        folder = tmp_path / "out/run/checkpoints"
+            said = str(self.fails(lambda: train(settings=settings)))
+            assert f"Earlier checkpoints in {folder} are intact." in said
+            calls += [1] * (3 - len(calls))  # now the second file of the first checkpoint
+            calls[:] = calls[:3]
+            said = str(self.fails(lambda: train(out="first", settings=settings)))
+            assert "No checkpoint was written before, so training will begin anew." in said
         assert [path.name for path in folder.iterdir()] == ["step-00000004"]
         assert checkpoint.load_newest(folder, print) is not None
 

@@ -11,7 +11,7 @@ from bertune.config import TrainConfig
 from bertune.errors import ConfigError
 from bertune.model import machine
 from bertune.model.encoder import EncoderConfig
-from bertune.training.settle import duration, estimate, settle
+from bertune.training.settle import Load, duration, estimate, settle
 
 
 def encoder(hidden: int = 384) -> EncoderConfig:
@@ -47,6 +47,10 @@ class TestDefaults:
         assert plan(1000, epochs=7, batch_size=50, lr=3e-4).sentence() == (
             "Training: 7 epochs of 20 steps (140 in all), 50 examples a step, learning rate 0.0003."
         )
+        assert plan(16, epochs=1, batch_size=16, lr=1e-4).sentence() == (
+            "Training: 1 epoch of 1 step, 16 examples a step, learning rate 0.0001."
+        )
+        assert "1 epoch of 20 steps (2 in all)" in plan(1000, epochs=7, batch_size=50, max_steps=2).sentence()
 
 
 class TestEvaluations:
@@ -69,15 +73,25 @@ class TestEvaluations:
 
 
 class TestEstimate:
-    def test_time_and_memory_grow_with_what_they_depend_on(self) -> None:
-        def of(tokens: int, trained: int) -> tuple[float, int]:
-            return estimate(
-                encoder(), tokens_per_epoch=tokens, plan=plan(1000, epochs=2), token_budget=4096, dtype_bytes=2,
-                flops=1e12, trained=trained, labels=3, rows=1000,
-            )  # fmt: skip
+    def of(self, **changes: int) -> tuple[float, int]:
+        load = Load(**({"tokens": 20_000, "rows": 1000, "labels": 3, "trained": 10**7} | changes))
+        return estimate(encoder(), load, plan=plan(1000, epochs=4), token_budget=4096, dtype_bytes=2, flops=1e12)
 
-        assert of(20_000, 10**7)[0] == pytest.approx(2 * of(10_000, 10**7)[0])
-        assert of(10_000, 10**8)[1] - of(10_000, 10**7)[1] > 12 * 9 * 10**7
+    def test_time_and_memory_grow_with_what_they_depend_on(self) -> None:
+        assert self.of(tokens=40_000)[0] == pytest.approx(2 * self.of()[0])
+        assert self.of(trained=10**8)[1] - self.of()[1] > 12 * 9 * 10**7
+
+    def test_frozen_layers_run_forward_and_once(self) -> None:
+        half = self.of(frozen_layers=3, once=20_000)
+        # Of 4 epochs, 3 layers x 3 passes (forward, and backward twice as long) remain, and 3 layers run once.
+        assert half[0] == pytest.approx(self.of()[0] * (4 * 3 * 3 + 3) / (4 * 3 * 6))
+        assert half[1] < self.of()[1]  # nothing is kept for the way back
+
+        whole = self.of(frozen_layers=6, once=20_000)
+        assert whole[0] == pytest.approx(self.of()[0] / 12)
+
+    def test_a_frozen_weight_has_neither_gradient_nor_moments(self) -> None:
+        assert self.of()[1] - self.of(trained=10**6, frozen=9 * 10**6)[1] == 12 * 9 * 10**6
 
     @pytest.mark.parametrize(
         ("seconds", "text"), [(0.2, "1 s"), (45, "45 s"), (89, "89 s"), (700, "12 min"), (12_000, "3 h 20 min")]

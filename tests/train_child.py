@@ -171,7 +171,33 @@ def _cleaning(at: int) -> None:
     _before(checkpoint, "remove", at)
 
 
+def _stop_in(owner: Any, name: str, at: int) -> None:
+    """Ctrl-C when `owner.name` is called for the `at`-th time."""
+    usual, calls = getattr(owner, name), []
+
+    def interrupted(*args: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == at:
+            signal.raise_signal(signal.SIGINT)
+        return usual(*args, **named)
+
+    setattr(owner, name, interrupted)
+
+
+def _stop_frozen(at: int) -> None:
+    from bertune.training.features import Features
+
+    _stop_in(Features, "_fill", at)
+
+
+def _stop_judging(at: int) -> None:
+    from bertune.training import finish
+
+    _stop_in(finish, "judge", at)
+
+
 PLACES: dict[str, Callable[[int], None]] = {
     "torn": _torn_write, "evaluation": _evaluation, "checkpoint": _checkpoint, "bundle": _bundle,
-    "bundle-file": _bundle_file, "judging": _judging, "cleaning": _cleaning,
+    "bundle-file": _bundle_file, "judging": _judging, "cleaning": _cleaning, "stop-frozen": _stop_frozen,
+    "stop-judging": _stop_judging,
 }  # fmt: skip

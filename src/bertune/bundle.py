@@ -149,7 +149,7 @@ def write_bundle(folder: Path, bundle: Bundle, write_files: Callable[[Path], Non
     """
     _finish_move(folder)
     staging = temporary_path(folder)
-    kept = "The folder holds what it held before, and the last checkpoint is whole."
+    kept = "The folder holds what it held before."
     try:
         with disk_full(f"the result in {folder}", kept=kept):
             staging.mkdir()

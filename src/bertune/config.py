@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bertune.errors import ConfigError, nearest
+from bertune.paths import size_in_bytes
 
 
 def _flag(name: str, *, group: str, metavar: str | None = None) -> dict[str, Any]:
@@ -304,12 +305,30 @@ class TrainConfig(_Section):
     checkpoint_steps: int | None = Field(None, ge=1, description="Steps between checkpoints, instead of minutes.")
 
 
+class CacheConfig(_Section):
+    """Where encoded texts, downloads and converted models are kept. No result depends on it."""
+
+    folder: str | None = Field(None, description="Cache folder; by default BERTUNE_CACHE, else the platform's place.")
+    limit: str | None = Field(
+        None, description="Most that the cache takes, such as 20GB; 0 switches it off. By default BERTUNE_CACHE_LIMIT."
+    )
+
+    @field_validator("limit", mode="before")
+    @classmethod
+    def _size(cls, value: object) -> object:
+        if value is None:
+            return None
+        size_in_bytes(str(value))
+        return str(value)
+
+
 class Config(_Section):
     """Everything a run depends on; `run/config.yaml` is one of these and reruns the run."""
 
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    cache: CacheConfig = Field(default_factory=CacheConfig)
 
     @classmethod
     def load(cls, path: str | Path) -> Config:
@@ -325,10 +344,22 @@ class Config(_Section):
         except ValidationError as error:
             raise ConfigError(_sentence(error, place)) from None
 
+    def record(self) -> dict[str, Any]:
+        """The sections that a result depends on, as plain values."""
+        return self.model_dump(mode="json", exclude={"cache"})
+
+    def changes(self, other: Config) -> list[str]:
+        """What a result of `other` would be made with differently: `train.lr (was 0.1, now 0.2)`."""
+        before, now = self.record(), other.record()
+        return [
+            f"{section}.{name} (was {before[section][name]!r}, now {value!r})"
+            for section, values in now.items() for name, value in values.items() if before[section][name] != value
+        ]  # fmt: skip
+
     def to_yaml(self) -> str:
         import yaml
 
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.record(), sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -344,7 +375,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected sections data, model and train, found {type(values).__name__}.")
+        raise ConfigError(f"{path}: expected sections data, model, train and cache, found {type(values).__name__}.")
     return values
 
 

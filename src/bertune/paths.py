@@ -6,13 +6,43 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from bertune.files import write_json
 
 ENTRY = "meta.json"  # in every folder that data/cache.py counts as an entry of the cache
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+@contextlib.contextmanager
+def cache_settings(folder: str | None, limit: str | None) -> Iterator[None]:
+    """`cache.folder` and `cache.limit` of a configuration over what the environment says, for as long as this lasts.
+
+    They are put into the environment, so that processes started meanwhile agree.
+    """
+    chosen = {"BERTUNE_CACHE": folder, "BERTUNE_CACHE_LIMIT": limit}
+    before = {name: os.environ.get(name) for name in chosen}
+    os.environ.update({name: value for name, value in chosen.items() if value is not None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def size_in_bytes(text: str) -> int:
+    """The bytes that `500MB`, `20 GiB` or `1000000` says; ValueError for anything else. A unit is a power of 1000."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise ValueError("not a size; expected bytes, or such as 500MB or 20GB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def cache_root() -> Path:

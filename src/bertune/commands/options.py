@@ -17,10 +17,10 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bertune.config import Config, DataConfig, ModelConfig, ReadConfig, TrainConfig, parse_setting, read_yaml
+from bertune.config import Config, ReadConfig, parse_setting, read_yaml
 from bertune.errors import ConfigError, listed
 
-SECTIONS: dict[str, type[BaseModel]] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
+SECTIONS: dict[str, type[BaseModel]] = {name: type(value) for name, value in Config()}
 READING = tuple(f"data.{name}" for name in ReadConfig.model_fields)
 
 Values = dict[str, Any]
@@ -157,7 +157,7 @@ def configured(command: Configured, base: Config, *, keys: Iterable[str] | None 
         if wanted is not None:
             values, others = _divided(values, wanted)
             if others:
-                say(f"{command.config}: {listed(others, 4)} have no effect here.")
+                say(f"{command.config}: {listed(others, 4)}: no effect here.")
         config = config.updated(values, place=command.config)
     for setting in command.settings or ():
         values, place = parse_setting(setting), f"--set {setting}"

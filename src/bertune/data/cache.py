@@ -24,12 +24,11 @@ from typing import Any
 import numpy as np
 
 from bertune.errors import ConfigError
-from bertune.paths import cache_root
+from bertune.paths import cache_root, size_in_bytes
 
 log = logging.getLogger("bertune")
 
 _DEFAULT_LIMIT = "5GB"
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _KEY = re.compile(r"[0-9a-f]{64}")
 _ASIDE = re.compile(r"\.bertune-.*")  # an entry being written or removed
 _ABANDONED = 3600.0  # seconds after which one that is still there was left by a killed process
@@ -48,10 +47,10 @@ class CacheEntry:
 def cache_limit() -> int:
     """Most bytes the cache may take."""
     text = os.environ.get("BERTUNE_CACHE_LIMIT") or _DEFAULT_LIMIT
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
-    if match is None:
-        raise ConfigError(f"BERTUNE_CACHE_LIMIT: {text!r} is not a size; expected bytes, or such as 500MB or 20GB.")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    try:
+        return size_in_bytes(text)
+    except ValueError as error:
+        raise ConfigError(f"BERTUNE_CACHE_LIMIT: {text!r} is {error}.") from None
 
 
 def cache_entries(root: Path | None = None) -> list[CacheEntry]:

@@ -40,7 +40,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     _clean(folder)
     final = folder / f"step-{checkpoint.step:08d}"
     temporary = temporary_path(folder)
-    with disk_full("a checkpoint", kept=f"Earlier checkpoints in {folder} are intact."):
+    with disk_full("a checkpoint", kept=_what_is_kept(folder)):
         try:
             temporary.mkdir()
             hashes = {}
@@ -95,8 +95,7 @@ def save_best(folder: Path, step: int, weights: dict[str, Tensor]) -> dict[str, 
     """Write the weights of the best evaluation so far; returns the entry that checkpoints keep about it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"best-{step:08d}.safetensors"
-    kept = f"Earlier checkpoints in {folder} are intact."
-    with disk_full("the best weights", kept=kept), atomic_path(path) as temporary:
+    with disk_full("the best weights", kept=_what_is_kept(folder)), atomic_path(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, temporary)
     return {"file": path.name, "sha256": sha256_of(path)}
 
@@ -109,6 +108,13 @@ def load_best(folder: Path, entry: dict[str, str]) -> dict[str, Tensor]:
 def remove(folder: Path) -> None:
     """Delete all checkpoints of a complete run."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _what_is_kept(folder: Path) -> str:
+    """For the message about a full disk."""
+    if any(folder.glob("step-*")):
+        return f"Earlier checkpoints in {folder} are intact."
+    return "No checkpoint was written before, so training will begin anew."
 
 
 def _prune(folder: Path) -> None:

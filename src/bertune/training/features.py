@@ -40,9 +40,15 @@ class Features:
             # numpy has no bf16; its bits travel as int16
             kind = np.float32 if self.dtype == torch.float32 else np.int16
             self.states = np.memmap(path, dtype=kind, mode="w+", shape=(int(encoded.offsets[-1]), hidden))
-        with torch.inference_mode():
-            for batch in evaluation_batches(encoded, budget=budget):
-                self._fill(model, batch)
+        done = False
+        try:
+            with torch.inference_mode():
+                for batch in evaluation_batches(encoded, budget=budget):
+                    self._fill(model, batch)
+            done = True
+        finally:
+            if not done:  # Ctrl-C or a full disk; the file may be large
+                self.close()
 
     def _fill(self, model: ClassifierModel, batch: Batch) -> None:
         inputs = model.inputs(batch)

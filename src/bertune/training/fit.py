@@ -100,9 +100,9 @@ class Fit:
         """
         if resume:
             self._resume()
-        self._keep_frozen_output()
-        self.listener.begin(self.plan, self.progress.step)
         try:
+            self._keep_frozen_output()
+            self.listener.begin(self.plan, self.progress.step)
             with Interrupts() as stop:
                 self._steps(stop)
             if self.progress.seconds > 60:
@@ -276,7 +276,7 @@ class Fit:
         start = first_trained_layer(config.model.freeze, encoder.config.layers)
         if start == 0:
             return
-        splits = {name: split for name, split in self.prepared.splits.items() if self._is_visited(name)}
+        splits = {name: split for name, split in self.prepared.splits.items() if self.is_visited(name)}
         size = encoder.config.hidden * (4 if encoder.compute_dtype == torch.float32 else 2)
         needed = sum(split.tokens.offsets[-1] for split in splits.values()) * size
         self.course.start = start
@@ -286,7 +286,7 @@ class Fit:
         if not self.progress.keeps_frozen:
             self.listener.say("The output of the frozen layers does not fit on the disk; every epoch computes it anew.")
             return
-        self.listener.say(f"The {start} frozen layers run once; their output is kept.")
+        self.listener.say(f"Frozen layers: {start}. They run once, and their output is kept.")
         for name, split in splits.items():
             path = self.run_folder / f"frozen-{name}.tmp"
             self._features[name] = Features(
@@ -294,7 +294,8 @@ class Fit:
             )
         self.course.features = self._features["train"]
 
-    def _is_visited(self, name: str) -> bool:
+    def is_visited(self, name: str) -> bool:
+        """Whether the split is gone through while training."""
         return name != "test" or self.config.train.evaluate_test
 
     def _forward(self, name: str) -> Callable[..., Tensor] | None:

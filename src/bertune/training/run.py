@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +17,7 @@ from bertune.bundle import Bundle, check_output, prepare_output
 from bertune.config import Config, read_yaml
 from bertune.data.tasks import Task
 from bertune.data.tokens import Tokenizer
-from bertune.errors import ConfigError, listed
+from bertune.errors import ConfigError, Interrupted, listed
 from bertune.evaluate.metrics import check_metric, evaluate, metric_value
 from bertune.files import disk_full, to_json, write_atomic, write_json
 from bertune.model.classifier import ClassifierModel
@@ -23,13 +26,17 @@ from bertune.model.heads import decide_head
 from bertune.model.load import load_model, read_config
 from bertune.model.machine import Machine, check_device, choose_machine
 from bertune.model.source import open_source
+from bertune.paths import cache_settings
 from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
+from bertune.training.features import first_trained_layer
 from bertune.training.finish import finish, read_metrics
 from bertune.training.fit import Fit
 from bertune.training.listen import Listener, Silent
 from bertune.training.prepare import Prepared, read_splits, tokenize, write_split_rows
-from bertune.training.settle import Plan, duration, estimate, settle
+from bertune.training.settle import Load, Plan, duration, estimate, settle
+
+log = logging.getLogger("bertune")
 
 LONGEST = 256  # tokens of a row by default
 
@@ -56,13 +63,17 @@ def run(
     source: data in memory (a frame, a list of dicts, a dict of columns) in place of the configured files.
     Raises InputError for anything wrong with the input, before `out` is touched; TrainingError; Interrupted.
     """
-    out, listener = Path(out), listener or Silent()
+    with cache_settings(config.cache.folder, config.cache.limit):
+        return _run(config, Path(out), source, listener or Silent(), resume=resume, overwrite=overwrite)
+
+
+def _run(
+    config: Config, out: Path, source: Any, listener: Listener, *, resume: bool, overwrite: bool
+) -> Result:
     say = listener.say
     check_output(out, resume=resume, overwrite=overwrite)
     if resume and is_complete(out):
-        say(f"{out} holds a complete run already; nothing to do.")
-        checkpoint.remove(out / "run" / "checkpoints")  # where the run was killed just before doing so
-        return Result(out, Bundle.read(out).task, read_metrics(out))
+        return complete(out, config, say)
 
     folder, base = open_source(config.model.name, revision=config.model.revision)
     if overwrite and folder.resolve() == out.resolve():
@@ -80,14 +91,14 @@ def run(
     say(plan.sentence())
 
     prepare_output(out, resume=resume, overwrite=overwrite)
-    with disk_full(f"a file in {out}", kept="What was written before it is whole."):
+    with disk_full(f"a file in {out}", kept="What was written before it is whole."), resumable():
         machine = settle_machine(config, out, plan, resume=resume)
         machine.use()
         say(machine.sentence())
         keep_record(config, out, prepared, resume=resume)
         model = load(config, folder, prepared.task, say)
-        say(forecast(model, prepared, plan, machine))
         fit = Fit(model, prepared, config, plan, machine, metric=metric, folder=out / "run", listener=listener)
+        say(forecast(fit))
         progress = fit.run(resume=resume)
         metrics = finish(
             fit, progress, out=out, base=base, folder=folder, tokenizer=tokenizer, max_length=max_length, metric=metric
@@ -98,6 +109,32 @@ def run(
 def is_complete(out: Path) -> bool:
     """Whether `out` holds a finished run: metrics.json is written last."""
     return (out / "bertune.json").is_file() and (out / "run" / "metrics.json").is_file()
+
+
+def complete(out: Path, config: Config, say: Callable[[str], None]) -> Result:
+    """The finished run in `out`, as it is; options that `config` has otherwise are named, for they change nothing."""
+    say(f"{out} holds a complete run already; nothing to do.")
+    record = out / "run" / "config.yaml"
+    changed = Config.load(record).changes(config) if record.is_file() else []
+    if changed:
+        log.warning(
+            "--resume: the run in %s is complete, so other options are not applied: %s. Pass --overwrite to train "
+            "anew with them, or another --out.", out, listed(changed, 4),
+        )  # fmt: skip
+    checkpoint.remove(out / "run" / "checkpoints")  # where the run was killed just before doing so
+    return Result(out, Bundle.read(out).task, read_metrics(out))
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-C where no step is being trained: while frozen layers run, or the result is written and measured."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "Stopped; what was saved before is whole, and the rest is done again. "
+            "Go on with the same command and --resume."
+        ) from None
 
 
 def check_defined(metric: str, prepared: Prepared) -> None:
@@ -163,11 +200,7 @@ def keep_record(config: Config, out: Path, prepared: Prepared, *, resume: bool) 
     """Write the configuration and the rows of each split; a resumed run must have the same ones."""
     path = out / "run" / "config.yaml"
     if resume and path.is_file():
-        before, now = Config.load(path).model_dump(), config.model_dump()
-        changed = [
-            f"{section}.{name} (was {before[section][name]!r}, now {value!r})"
-            for section, values in now.items() for name, value in values.items() if before[section][name] != value
-        ]
+        changed = Config.load(path).changes(config)
         if changed:
             raise ConfigError(
                 f"--resume: the run in {out} was started with other options: {listed(changed, 4)}. "
@@ -220,15 +253,21 @@ def load(config: Config, folder: Path, task: Task, say: Any) -> ClassifierModel:
     return model
 
 
-def forecast(model: ClassifierModel, prepared: Prepared, plan: Plan, machine: Machine) -> str:
+def forecast(fit: Fit) -> str:
     """One line about the time and memory that training will take."""
-    encoder = model.encoder.config
-    tokens = int(prepared.train.tokens.offsets[-1])
-    trained = sum(value.numel() for value in model.parameters())
+    encoder, prepared, machine = fit.model.encoder.config, fit.prepared, fit.machine
+    weights = list(fit.model.parameters())
+    trained = sum(value.numel() for value in weights if value.requires_grad)
+    tokens = {name: int(split.tokens.offsets[-1]) for name, split in prepared.splits.items()}
+    work = Load(
+        tokens=tokens["train"], rows=len(prepared.train), labels=prepared.task.num_labels, trained=trained,
+        frozen=sum(value.numel() for value in weights) - trained,
+        frozen_layers=first_trained_layer(fit.config.model.freeze, encoder.layers),
+        once=sum(count for name, count in tokens.items() if fit.is_visited(name)),
+    )  # fmt: skip
     seconds, memory = estimate(
-        encoder, tokens_per_epoch=tokens, plan=plan, token_budget=min(machine.token_budget, tokens),
-        dtype_bytes=2 if machine.precision == "bf16" else 4, flops=product_speed(encoder, machine), trained=trained,
-        labels=prepared.task.num_labels, rows=len(prepared.train),
+        encoder, work, plan=fit.plan, token_budget=min(machine.token_budget, work.tokens),
+        dtype_bytes=2 if machine.precision == "bf16" else 4, flops=product_speed(encoder, machine),
     )
     return f"Estimate: about {duration(seconds)} of training and {memory / 1e9:.1f} GB of memory."
 

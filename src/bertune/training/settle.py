@@ -27,9 +27,11 @@ class Plan:
         return asdict(self)
 
     def sentence(self) -> str:
+        whole = self.steps == self.epochs * self.steps_per_epoch
         return (
-            f"Training: {self.epochs} epochs of {self.steps_per_epoch:,} steps ({self.steps:,} in all), "
-            f"{self.batch_size} examples a step, learning rate {self.lr:g}."
+            f"Training: {counted(self.epochs, 'epoch')} of {counted(self.steps_per_epoch, 'step')}"
+            f"{'' if whole and self.epochs == 1 else f' ({self.steps:,} in all)'}, "
+            f"{counted(self.batch_size, 'example')} a step, learning rate {self.lr:g}."
         )
 
 
@@ -67,19 +69,46 @@ def default_lr(encoder: EncoderConfig) -> float:
     return 1e-4 if encoder.hidden <= 512 else 3e-5 if encoder.hidden <= 768 else 2e-5
 
 
-def estimate(encoder: EncoderConfig, *, tokens_per_epoch: int, plan: Plan, token_budget: int, dtype_bytes: int,
-             flops: float, trained: int, labels: int, rows: int) -> tuple[float, int]:
+@dataclass(frozen=True)
+class Load:
+    """What a training run has to carry.
+
+    tokens: of the training rows. once: tokens that the `frozen_layers` lowest layers see, once, since their output is
+    kept. trained, frozen: numbers of weights.
+    """
+
+    tokens: int
+    rows: int
+    labels: int
+    trained: int
+    frozen: int = 0
+    frozen_layers: int = 0
+    once: int = 0
+
+
+def estimate(
+    encoder: EncoderConfig, load: Load, *, plan: Plan, token_budget: int, dtype_bytes: int, flops: float
+) -> tuple[float, int]:
     """Rough (seconds, bytes) of a training run.
 
     flops: operations a second that a matrix product of the model's shapes reached on this machine just now. The
-    products of a step take about half of its time; weights are held with gradient, two moments and a working copy.
+    products of a step take about half of its time. A trained weight is held with gradient, two moments and a working
+    copy, and what its layer computes is kept for the way back; a frozen layer needs neither, and runs forward only.
     """
-    per_token = 2 * encoder.layers * (4 * encoder.hidden**2 + 2 * encoder.hidden * encoder.ffn)
+    of_layer = 2 * (4 * encoder.hidden**2 + 2 * encoder.hidden * encoder.ffn)  # operations a token
+    layers = encoder.layers - load.frozen_layers
     passes = plan.steps / plan.steps_per_epoch
-    seconds = 3 * per_token * tokens_per_epoch * passes / flops / 0.5
-    activations = token_budget * encoder.layers * (10 * encoder.hidden + 3 * encoder.ffn) * dtype_bytes
-    memory = 600_000_000 + trained * (16 + dtype_bytes) + activations + 8 * rows * labels
-    return seconds, int(memory)
+    operations = of_layer * (3 * layers * load.tokens * passes + load.frozen_layers * load.once)
+    working = dtype_bytes if dtype_bytes < 4 else 0  # in fp32 a frozen weight is its own working copy
+    weights = load.trained * (16 + dtype_bytes) + load.frozen * (4 + working)
+    activations = token_budget * max(1, layers) * (10 * encoder.hidden + 3 * encoder.ffn) * dtype_bytes
+    pooled = 4 * load.rows * encoder.hidden if not layers else 0  # of the rows, in place of their tokens
+    return operations / flops / 0.5, int(600_000_000 + weights + activations + pooled + 8 * load.rows * load.labels)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 epoch`, `1,200 epochs`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -115,12 +115,17 @@ def test_without_selection_the_last_weights_count(run: Run, scripted: Callable[.
     assert weights(run(train__select_best=False)) == wanted
 
 
-def test_without_validation_rows_the_last_weights_count_and_patience_has_no_say(run: Run) -> None:
-    result = run(data__hold_out=False, train__patience=1)
+def test_without_validation_rows_the_last_weights_count(run: Run) -> None:
+    result = run(data__hold_out=False)
 
     assert result.metrics["train"]["steps"] == 20
     assert result.metrics["train"]["best_step"] is None
     assert weights(result) == weights(run(data__hold_out=False, train__select_best=False))
+
+
+def test_patience_without_validation_rows_is_an_error(run: Run) -> None:
+    with pytest.raises(ConfigError, match=r"--patience 1: there are no validation rows to stop by\. Leave it out"):
+        run(data__hold_out=False, train__patience=1)
 
 
 def test_the_test_split_is_measured_for_the_curve_and_chooses_nothing(run: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,8 @@ class TestDivergence:
     def test_it_stops_with_advice_keeps_the_last_good_weights_and_leaves_no_half_result(
         self, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        whole = train(out="whole", settings={"train.max_steps": 7, "train.schedule": "constant"})
+        steady = {"train.schedule": "constant", "train.warmup": 0.0}
+        whole = train(out="whole", settings=steady | {"train.max_steps": 7})
         usual, calls = Loss.__call__, []
 
         def broken(self: Loss, logits: Tensor, targets: Tensor) -> Tensor:
@@ -219,11 +221,15 @@ class TestDivergence:
 
         monkeypatch.setattr(Loss, "__call__", broken)
         with pytest.raises(TrainingError) as caught:
-            train(settings={"train.schedule": "constant", "train.select_best": False})
+            train(settings=steady | {"train.select_best": False})
 
         assert caught.value.exit_code == 1
-        for words in ("Step 8: the loss is no longer a finite number", "Lower --lr", "The weights of step 7 are kept"):
+        place = tmp_path / "out/run/last-good"
+        for words in ("Step 8: the loss is no longer a finite number", "Lower --lr",
+                      f"The weights of step 7 are kept in {place}"):  # fmt: skip
             assert words in str(caught.value)
+        assert (place / "model.safetensors").read_bytes() == weights(whole)
+        assert bertune.load(place, threads=1).predict(["a dog"]) == whole.predictor().predict(["a dog"])
         assert not (tmp_path / "out/bertune.json").exists()
         kept = checkpoint.load_newest(tmp_path / "out/run/checkpoints", print)
         assert kept is not None
@@ -242,13 +248,77 @@ class TestDivergence:
         from bertune.training import fit
 
         usual = fit.infer_logits
+        place = tmp_path / "out/run"
         monkeypatch.setattr(fit, "infer_logits", lambda *args, **named: usual(*args, **named) * float("nan"))
-        with pytest.raises(TrainingError, match="are not finite"):
+        with pytest.raises(TrainingError, match=r"are not finite.*Lower --lr.*weights of step 8 are kept in"):
             train(settings={"train.checkpoint_steps": 4})
+        assert (place / "last-good/model.safetensors").is_file()
         kept = checkpoint.load_newest(tmp_path / "out/run/checkpoints", print)
 
         assert kept is not None
         assert kept.step == 8
+
+
+    def test_a_loss_that_has_run_away_ends_the_run_with_the_best_weights_so_far(
+        self, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        steady = {"train.schedule": "constant", "train.warmup": 0.0}
+        whole = train(out="whole", settings=steady | {"train.epochs": 1})
+        best = whole.metrics["train"]["steps"]
+        usual, calls = Loss.__call__, []
+
+        def rising(self: Loss, logits: Tensor, targets: Tensor) -> Tensor:
+            calls.append(1)
+            return usual(self, logits, targets) * (20.0 if len(calls) > best else 1.0)
+
+        monkeypatch.setattr(Loss, "__call__", rising)
+        with pytest.raises(TrainingError) as caught:
+            train(settings=steady | {"train.epochs": 9})
+
+        words = rf"Step \d+: the loss has risen to \S+, where guessing costs 1\.1: training diverges\. Lower --lr .* " \
+                rf"The weights of step {best} are kept"  # fmt: skip
+        assert re.match(words, str(caught.value)), caught.value
+        assert (tmp_path / "out/run/last-good/model.safetensors").read_bytes() == weights(whole)
+
+    def test_a_few_steps_of_great_loss_are_no_divergence(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+        usual, calls = Loss.__call__, []
+
+        def spiked(self: Loss, logits: Tensor, targets: Tensor) -> Tensor:
+            calls.append(1)
+            return usual(self, logits, targets) * (1000.0 if 7 <= len(calls) < 11 else 1.0)
+
+        monkeypatch.setattr(Loss, "__call__", spiked)
+        assert train().metrics["train"]["steps"] > 11
+
+
+class TestUnusedOptions:
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"train.label_smoothing": 0.1, "train.loss": "focal"},
+             "--label-smoothing 0.1: belongs to cross-entropy over one label a row, and this is the focal loss"),
+            ({"train.focal_gamma": 3.0}, "train.focal_gamma 3: needs --loss focal."),
+            ({"model.head_hidden": 20}, "model.head_hidden 20: needs --head mlp."),
+        ],
+    )  # fmt: skip
+    def test_what_would_change_nothing_is_refused_before_the_output_is_touched(
+        self, train: Train, tmp_path: Path, settings: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            train(settings=settings)
+        assert not (tmp_path / "out").exists()
+
+    def test_label_smoothing_is_for_one_label_a_row(self, train: Train) -> None:
+        with pytest.raises(ConfigError, match="and this is a task with any number of labels a row"):
+            train(multi_rows(60), settings={"train.label_smoothing": 0.1})
+
+    @pytest.mark.parametrize("value", ["all", "-1", True])
+    def test_what_can_be_frozen_is_said(self, train: Train, value: object) -> None:
+        with pytest.raises(ConfigError, match="expected none, encoder, embeddings, or a number of layers"):
+            train(settings={"model.freeze": value})
+
+    def test_a_number_of_layers_may_be_a_number(self, train: Train) -> None:
+        assert train(settings={"model.freeze": 1, "train.max_steps": 1}).metrics["train"]["steps"] == 1
 
 
 class TestFullDisk:

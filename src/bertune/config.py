@@ -6,6 +6,7 @@ a field without a flag is reached with `--set section.name=value`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -181,11 +182,19 @@ class ModelConfig(_Section):
     )
     freeze: str = Field(
         "none",
-        pattern=r"^(none|encoder|embeddings|[0-9]+)$",
         description="What is not trained: none, encoder, embeddings, or a number of lowest layers (with embeddings).",
         json_schema_extra=_flag("--freeze", group="Model", metavar="none|encoder|embeddings|K"),
     )
     train_positions: bool = Field(True, description="Train the position embeddings (the book's program does not).")
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _part_or_layers(cls, value: object) -> object:
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        if not isinstance(value, str) or not re.fullmatch("none|encoder|embeddings|[0-9]+", value):
+            raise ValueError("expected none, encoder, embeddings, or a number of layers")
+        return value
 
 
 class TrainConfig(_Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from bertune.training.prepare import Split
 
 HEADS = {"own": "that of the architecture", "mlp": "linear, ReLU, linear"}  # kinds of heads in plainer words
+GOOD = "last-good"  # in run/: the last good weights of a training that diverged
 
 
 def finish(
@@ -39,6 +41,27 @@ def finish(
     metric: str,
 ) -> dict[str, Any]:
     """Write the bundle, measure valid and test with it, and write everything in run/; returns the metrics."""
+    encoder = fit.model.encoder.config
+    bundle = write_model(fit, out, base=base, folder=folder, tokenizer=tokenizer, max_length=max_length)
+    metrics: dict[str, Any] = {"metric": metric, "train": fit.train_metrics(fit.prepared.train.tokens)}
+    predictor = Predictor.load(out, threads=fit.machine.threads, device=fit.machine.device)
+    for name in ("valid", "test"):
+        if name in fit.prepared.splits:
+            split = fit.prepared.splits[name]
+            metrics[name] = judge(predictor, split, out / "run" / f"predictions-{name}.parquet")
+            metrics[name]["padding_share"] = evaluation_padding(split.tokens, fit.machine, encoder)
+    write_atomic(out / "README.md", model_card(card_info(fit, bundle, base, metrics, out)))
+    plot_curves(progress.history, out / "run" / "curves.png", metric=metric)
+    shutil.rmtree(out / "run" / GOOD, ignore_errors=True)  # of an earlier attempt that diverged
+    write_json(out / "run" / "metrics.json", metrics)
+    checkpoint.remove(fit.folder)
+    return metrics
+
+
+def write_model(
+    fit: Fit, out: Path, *, base: Source, folder: Path, tokenizer: Tokenizer, max_length: int
+) -> Bundle:
+    """The model as it is, as a bundle in `out`."""
     model, config, task = fit.model, fit.config, fit.prepared.task
     encoder, head = model.encoder.config, model.head.config
     bundle = Bundle(
@@ -53,19 +76,20 @@ def finish(
         save_model(staging, model, read_source(folder), labels=task.labels, problem_type=task.problem_type)
         tokenizer.save(staging)
 
-    bundle = write_bundle(out, bundle, write_files)
-    metrics: dict[str, Any] = {"metric": metric, "train": fit.train_metrics(fit.prepared.train.tokens)}
-    predictor = Predictor.load(out, threads=fit.machine.threads, device=fit.machine.device)
-    for name in ("valid", "test"):
-        if name in fit.prepared.splits:
-            split = fit.prepared.splits[name]
-            metrics[name] = judge(predictor, split, out / "run" / f"predictions-{name}.parquet")
-            metrics[name]["padding_share"] = evaluation_padding(split.tokens, fit.machine, encoder)
-    write_atomic(out / "README.md", model_card(card_info(fit, bundle, base, metrics, out)))
-    plot_curves(progress.history, out / "run" / "curves.png", metric=metric)
-    write_json(out / "run" / "metrics.json", metrics)
-    checkpoint.remove(fit.folder)
-    return metrics
+    return write_bundle(out, bundle, write_files)
+
+
+def keep_good(
+    fit: Fit, *, out: Path, base: Source, folder: Path, tokenizer: Tokenizer, max_length: int
+) -> str:
+    """After a divergence: write the last good weights where they can be used, and say so in a sentence."""
+    if fit.good_step is None:
+        return "There are no good weights from before to keep."
+    place = out / "run" / GOOD
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    write_model(fit, place, base=base, folder=folder, tokenizer=tokenizer, max_length=max_length)
+    return f"The weights of step {fit.good_step:,} are kept in {place}, which --model and bertune predict take."
 
 
 def judge(predictor: Predictor, split: Split, predictions: Path | None) -> dict[str, Any]:

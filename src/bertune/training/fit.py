@@ -6,6 +6,7 @@ so, and resuming evaluates first. Saving changes nothing, so when it happens can
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bertune.config import Config
+from bertune.data.batch import epoch_order
 from bertune.data.tokens import Encoded
 from bertune.errors import Interrupted, TrainingError
 from bertune.evaluate.metrics import evaluate, is_better, metric_value
@@ -36,6 +38,12 @@ from bertune.training.prepare import Prepared, Split
 from bertune.training.settle import Plan, duration
 
 RECORDS = 400  # step records in history.jsonl, spread over the run
+# Training has run away where the median loss of so many steps is so many times that of the first step, or of guessing.
+WATCHED, RUNAWAY = 10, 5.0
+
+
+class RanAway(Diverged):
+    """The numbers are finite, or were, but the weights of this step are worth nothing."""
 
 
 @dataclass
@@ -54,6 +62,9 @@ class Progress:
     pairs: int = 0
     wasted: int = 0
     pending: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "rows": 0})
+    first_loss: float | None = None
+    recent: list[float] = field(default_factory=list)  # losses of the last steps, see WATCHED
+    trained: dict[str, Any] | None = None  # metrics of the training rows, over the last whole epoch
     keeps_frozen: bool | None = None  # whether the output of frozen layers is kept; None: not decided yet
 
 
@@ -92,11 +103,13 @@ class Fit:
         self._saved_at = time.monotonic()
         self._features: dict[str, Features] = {}
         self._best: dict[str, Tensor] | None = None
+        self.good_step: int | None = None
 
     def run(self, *, resume: bool) -> Progress:
         """Train to the end, or from the newest checkpoint on; the model then holds the chosen weights, in fp32.
 
-        Raises Interrupted (a checkpoint is saved) and TrainingError (the last good weights are).
+        Raises Interrupted (a checkpoint is saved), TrainingError, and Diverged: the model then holds the last good
+        weights, those of `good_step`, if there are any.
         """
         if resume:
             self._resume()
@@ -114,10 +127,10 @@ class Fit:
                 "Go on with the same command and --resume."
             ) from None
         except Diverged as error:
-            self._save()
-            raise TrainingError(
-                f"{error} The weights of step {self.progress.step:,} are kept in {self.folder}."
-            ) from None
+            if not isinstance(error, RanAway):
+                self._save()
+            self.good_step = self._choose_good(self.progress.step if not isinstance(error, RanAway) else None)
+            raise
         finally:
             self.listener.end()
             for features in self._features.values():
@@ -135,6 +148,7 @@ class Fit:
         ):
             self._record(step)
             self.listener.step(step)
+            self._check_loss()
             stop.check()
             self._evaluate_if_due(stop)
             if progress.stopped_early:
@@ -150,6 +164,8 @@ class Fit:
         progress.tokens += step.tokens
         progress.pairs += step.pairs
         progress.wasted += step.wasted
+        progress.first_loss = step.loss if progress.first_loss is None else progress.first_loss
+        progress.recent = [*progress.recent, step.loss][-WATCHED:]
         pending["loss"] += step.loss * step.rows
         pending["rows"] += step.rows
         every = max(1, self.plan.steps // RECORDS)
@@ -159,6 +175,17 @@ class Fit:
                  "loss": pending["loss"] / pending["rows"], "lr": step.lr, "gradient_norm": step.norm}
             )
             progress.pending = {"loss": 0.0, "rows": 0}
+
+    def _check_loss(self) -> None:
+        """Raise RanAway where the loss is far above what it was, and stays there; single steps may be anything."""
+        progress, plan = self.progress, self.plan
+        labels = self.prepared.task.num_labels if self.prepared.task.kind == "single" else 2
+        usual = max(progress.first_loss or 0.0, math.log(labels))
+        if len(progress.recent) == WATCHED and float(np.median(progress.recent)) > RUNAWAY * usual:
+            raise RanAway(
+                f"Step {progress.step:,}: the loss has risen to {np.median(progress.recent):.3g}, where guessing costs "
+                f"{math.log(labels):.2g}: training diverges. Lower --lr (now at most {plan.lr:g})."
+            )
 
     def _epoch(self, step: int) -> float:
         return round(step / self.plan.steps_per_epoch, 4)
@@ -200,11 +227,10 @@ class Fit:
         step = self.progress.step
         try:
             metrics = evaluate(self.prepared.task.kind, self.prepared.task.labels, logits, split.targets)
-        except TrainingError as error:  # these weights are worth nothing; what was saved before them may be
-            raise TrainingError(
-                f"After step {step:,}: {error} Lower --lr, or pass --precision fp32. "
-                f"Checkpoints of earlier steps, if any, are kept in {self.folder}."
-            ) from None
+        except TrainingError as error:
+            raise RanAway(f"After step {step:,}: {error} Lower --lr, or pass --precision fp32.") from None
+        if name == "train":
+            self.progress.trained = metrics
         return {"kind": "eval", "step": step, "epoch": self._epoch(step), "split": name, "metrics": scalars(metrics)}
 
     def _compare(self, records: list[dict[str, Any]]) -> None:
@@ -309,15 +335,40 @@ class Fit:
         self.model.encoder.compute_in(torch.float32)
         self.model.load_state_dict(weights)
 
+    def _choose_good(self, last: int | None) -> int | None:
+        """Put the last good weights into the model: the best so far, or else those of step `last`, or else the newest
+        checkpoint's. Returns their step; None where there are none."""
+        best = self.progress.best
+        if self._best is not None and best is not None:
+            self._choose()
+            return int(best["step"])
+        if last:
+            self._choose()
+            return last
+        found = checkpoint.load_newest(self.folder, self.listener.say)
+        if found is None:
+            return None
+        self.model.encoder.compute_in(torch.float32)
+        self.model.load_state_dict(found.tensors["weights"])
+        return found.step
+
+    def _train_quality(self) -> dict[str, Any]:
+        """Metrics of the training rows as they were seen while training, and a word about how they were measured."""
+        measured = "while training, with dropout, over the last whole epoch"
+        if self.progress.trained is not None:
+            return {**self.progress.trained, "measured": measured}
+        task, train, course = self.prepared.task, self.prepared.train, self.course
+        seen = epoch_order(len(train), seed=course.seed, epoch=0)[: self.progress.step * course.batch_size]
+        metrics = evaluate(task.kind, task.labels, course.running[seen], train.targets[seen])
+        return {**metrics, "measured": f"while training, with dropout, over the {len(seen):,} rows seen"}
+
     def train_metrics(self, encoded: Encoded) -> dict[str, Any]:
         """What metrics.json says about training: quality on rows as they were seen in the last epoch, and speed."""
         progress = self.progress
-        records = [r for r in progress.history if r["kind"] == "eval" and r["split"] == "train"]
         losses = [r["loss"] for r in progress.history if r["kind"] == "step"]
         seconds = max(progress.seconds, 1e-9)
         return {
-            **(records[-1]["metrics"] if records else {}),
-            "measured": "while training, with dropout, over the last whole epoch",
+            **self._train_quality(),
             "loss": losses[-1] if losses else None,
             "rows": len(encoded),
             "steps": progress.step,

@@ -17,7 +17,7 @@ from bertune.bundle import Bundle, check_output, prepare_output
 from bertune.config import Config, read_yaml
 from bertune.data.tasks import Task
 from bertune.data.tokens import Tokenizer
-from bertune.errors import ConfigError, Interrupted, listed
+from bertune.errors import ConfigError, Interrupted, TrainingError, listed
 from bertune.evaluate.metrics import check_metric, evaluate, metric_value
 from bertune.files import disk_full, to_json, write_atomic, write_json
 from bertune.model.classifier import ClassifierModel
@@ -29,10 +29,12 @@ from bertune.model.source import open_source
 from bertune.paths import cache_settings
 from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
+from bertune.training.check import check_used
 from bertune.training.features import first_trained_layer
-from bertune.training.finish import finish, read_metrics
+from bertune.training.finish import finish, keep_good, read_metrics
 from bertune.training.fit import Fit
 from bertune.training.listen import Listener, Silent
+from bertune.training.loop import Diverged
 from bertune.training.prepare import Prepared, read_splits, tokenize, write_split_rows
 from bertune.training.settle import Load, Plan, duration, estimate, settle
 
@@ -76,14 +78,15 @@ def _run(
         return complete(out, config, say)
 
     folder, base = open_source(config.model.name, revision=config.model.revision)
-    if overwrite and folder.resolve() == out.resolve():
-        raise ConfigError(f"--model and --out are both {out}; --overwrite would delete it. Choose another --out.")
+    if overwrite and out.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise ConfigError(f"--model {folder} lies in --out {out}; --overwrite would delete it. Choose another --out.")
     encoder = read_config(folder)
     tokenizer = Tokenizer.load(folder)
     check_fit(tokenizer, encoder, folder)
     prepared = read_splits(source, config.data, say)
     metric = check_metric(config.train.metric, prepared.task.kind)
     check_defined(metric, prepared)
+    check_used(config, prepared.task.kind, prepared.splits)
     check_freeze(config, encoder)
     max_length = settle_length(config, encoder, prepared.task, tokenizer)
     tokenize(prepared, tokenizer, max_length=max_length, truncation=config.model.truncation, say=say)
@@ -99,7 +102,11 @@ def _run(
         model = load(config, folder, prepared.task, say)
         fit = Fit(model, prepared, config, plan, machine, metric=metric, folder=out / "run", listener=listener)
         say(forecast(fit))
-        progress = fit.run(resume=resume)
+        try:
+            progress = fit.run(resume=resume)
+        except Diverged as error:
+            kept = keep_good(fit, out=out, base=base, folder=folder, tokenizer=tokenizer, max_length=max_length)
+            raise TrainingError(f"{error} {kept}") from None
         metrics = finish(
             fit, progress, out=out, base=base, folder=folder, tokenizer=tokenizer, max_length=max_length, metric=metric
         )

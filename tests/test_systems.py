@@ -6,6 +6,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -64,6 +65,8 @@ def test_system_b_trains_from_the_official_archive_and_the_published_encoder_as_
         listener=heard,
     )
     said = " ".join(heard.texts)
+    assert "Words come from the parse columns sentence1_binary_parse, sentence2_binary_parse." in said
+    assert "All words are in the vocabulary." in said
     assert "12" in said and "'-'" in said, "rows without a gold label are counted"
     assert result.task.labels == ("entailment", "contradiction", "neutral")
     assert result.metrics["train"]["rows"] == 48
@@ -88,6 +91,11 @@ def test_system_b_trains_from_the_official_archive_and_the_published_encoder_as_
     plain = model.logits([("A man on the bench.", "A man is outside.")])
     parsed = model.logits([("( ( a man on the bench ) . )", "( ( a man is outside ) . )")])
     assert (plain == parsed).all()
+    # Rows by column name give their parses, as a file with these columns does.
+    row = {"sentence1": "Zzz", "sentence2": "zzz", "sentence1_binary_parse": "( ( a man on the bench ) . )",
+           "sentence2_binary_parse": "( ( a man is outside ) . )"}  # fmt: skip
+    columns = {name: [text] for name, text in row.items()}
+    assert all((model.logits(rows) == plain).all() for rows in ([row], iter([row]), columns, pl.DataFrame(columns)))
 
 
 @pytest.mark.usefixtures("one_thread")

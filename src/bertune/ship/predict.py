@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -96,7 +96,10 @@ class Predictor:
         return self.logits_of(rows_of(readable, table, allow_empty=True))
 
     def _rows(self, rows: Any) -> Rows:
-        return rows if isinstance(rows, Rows) else rows_from_python(self.task, rows)
+        if isinstance(rows, Rows):
+            return rows
+        rows = list(rows) if isinstance(rows, Iterator) else rows
+        return rows_from_python(readable_task(self.task, _columns(rows), self.tokenizer), rows)
 
 
 def readable_task(task: Task, columns: list[str], tokenizer: Tokenizer) -> Task:
@@ -106,6 +109,19 @@ def readable_task(task: Task, columns: list[str], tokenizer: Tokenizer) -> Task:
     first, second = (tuple(f"{name}_binary_parse" for name in side) for side in (task.text, task.text_pair))
     there = all(name in columns for name in (*first, *second))
     return replace(task, text=first, text_pair=second) if tokenizer.takes_parses and there else task
+
+
+def _columns(rows: Any) -> list[str]:
+    """The columns that every row has; none where rows are no dicts."""
+    if isinstance(rows, Mapping):
+        return list(rows)
+    found = getattr(rows, "column_names", None)  # Arrow; its `columns` are the data
+    found = getattr(rows, "columns", None) if found is None else found
+    if found is not None:
+        return list(found)
+    if isinstance(rows, Sequence) and rows and all(isinstance(row, Mapping) for row in rows):
+        return [name for name in rows[0] if all(name in row for row in rows)]
+    return []
 
 
 def _chunks(rows: Rows) -> Iterator[Rows]:

@@ -137,12 +137,18 @@ def tokenize(prepared: Prepared, tokenizer: Tokenizer, *, max_length: int, trunc
     """Encode every split, and say what was cut from the training rows."""
     if truncation == "only-second" and not prepared.task.is_pair:
         raise ConfigError("--truncation only-second is for pairs; pass --text-pair, or longest-first.")
+    readable = readable_task(prepared.task, prepared.train.table.columns, tokenizer)
+    if readable != prepared.task:
+        say(f"Words come from the parse columns {', '.join(readable.text + readable.text_pair)}.")
     for split in prepared.splits.values():
         rows = texts_of(prepared, split, tokenizer)
         split.encoded = encode_cached(
             tokenizer, rows, max_length=max_length, truncation=truncation, cache=cache_root()
         )
-    say(prepared.train.tokens.truncation().sentence())
+    told = prepared.train.tokens.truncation()
+    # Subwords spell any word; a list of whole words may lack many, so the share is told even where it is none.
+    every = " All words are in the vocabulary." if tokenizer.takes_parses and not told.unknown_share else ""
+    say(told.sentence() + every)
 
 
 def write_split_rows(prepared: Prepared, path: Path) -> None:

@@ -110,7 +110,7 @@ def ours(spec: dict[str, Any], pacer: Pacer) -> None:
     model, _ = load_model(folder, head=head)
     model.to(machine.torch_device)
     before = {name: value.detach() for name, value in model.named_parameters()}
-    model.encoder.compute_in(machine.dtype)
+    model.encoder.compute_in(machine.dtype, kernels=machine.kernels)
     full = {name: before[name] for name, value in model.named_parameters() if value.dtype != before[name].dtype}
     loss = make_loss(train.kind, config, train.targets, train.num_labels, machine.torch_device)
     course = Course(
@@ -129,7 +129,7 @@ def ours(spec: dict[str, Any], pacer: Pacer) -> None:
     _follow(pacer, batches, valid, spec)
     pacer.ready(
         batch=config.batch_size, precision=machine.precision, token_budget=machine.token_budget,
-        threads=machine.threads, compiled=machine.compile,
+        threads=machine.threads, kernels=machine.kernels,
     )
     for step in training_steps(model, optimizer, course, start=0, say=print):
         finished = step.number

@@ -16,7 +16,6 @@ from bertune.data.ragged import Encoded
 from bertune.errors import TrainingError
 from bertune.model.classifier import ClassifierModel
 from bertune.model.losses import Loss, make_loss
-from bertune.model.noise import Noise
 from bertune.training import loop
 from bertune.training.loop import Course, Step, training_steps
 from bertune.training.optim import Optimizer
@@ -160,20 +159,6 @@ class TestOrder:
 
 
 class TestNoise:
-    def test_masks_depend_on_their_key_alone(self) -> None:
-        one, other = Noise(CPU), Noise(CPU)
-        like = torch.empty(0)
-        one.seek(0, 5, 1)
-        wanted = one.mask(torch.Size((30, 20)), 0.1, like)[0]
-        other.seek(7, 7, 7)
-        other.mask(torch.Size((11,)), 0.3, like)
-        other.seek(0, 5, 1)
-
-        assert torch.equal(other.mask(torch.Size((30, 20)), 0.1, like)[0], wanted)
-        for key in ((0, 5, 2), (0, 6, 1), (1, 5, 1)):
-            other.seek(*key)
-            assert not torch.equal(other.mask(torch.Size((30, 20)), 0.1, like)[0], wanted)
-
     def test_training_uses_dropout_and_the_same_rows_get_other_masks_every_step(self, tiny_bert: Path) -> None:
         training = Training(tiny_bert, dropout=0.5, batch_size=ROWS, steps=4)
         training.optimizer.apply = lambda step: training.optimizer.forget()  # type: ignore[method-assign]

@@ -152,8 +152,9 @@ def plain_loop(
     rates = learning_rates(values, peak=values.lr or 0.0, steps=STEPS)
     noise = Noise(torch.device("cpu"))
     for step, (rows, targets) in enumerate(batches, 1):
-        noise.seek(0, step, 0)
-        logits = model(model.inputs(batch_of(rows)), noise=noise if noisy else None)
+        batch = batch_of(rows)
+        noise.seek(0, step, batch)
+        logits = model(model.inputs(batch), noise=noise if noisy else None)
         nn.functional.cross_entropy(logits, targets).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         for group in optimizer.param_groups:
@@ -176,7 +177,7 @@ def our_step(
     clip: float,
 ) -> None:  # fmt: skip
     batch, noise = batch_of(rows), Noise(torch.device("cpu"))
-    noise.seek(0, step, 0)
+    noise.seek(0, step, batch)
     look_up = optimizer.words(batch.ids, step)
     words = look_up(batch.ids) if look_up is not None else None
     logits = model(model.inputs(batch), noise=noise if noisy else None, words=words)

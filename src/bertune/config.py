@@ -307,6 +307,9 @@ class TrainConfig(_Section):
         description="Tokens computed at once; forms micro-batches only.",
         json_schema_extra=_flag("--token-budget", group="Machine"),
     )
+    kernels: Literal["auto", "compiled", "torch"] = Field(
+        "auto", description="compiled: bertune's own, for bf16 on a CPU; auto: these where they were built."
+    )
     compile: Literal["auto", "yes", "no"] = Field("auto", description="torch.compile on cuda; auto: for long runs.")
     checkpoint_minutes: float = Field(
         5.0, ge=0, description="Time between checkpoints; saving changes nothing about the result."

@@ -126,8 +126,8 @@ class AdapterEncoder(nn.Module):
                 return part
         raise ModelError("The layers of this encoder cannot be told apart; freeze none, embeddings or the encoder.")
 
-    def compute_in(self, dtype: torch.dtype) -> AdapterEncoder:
-        """Compute the matrix products in `dtype`; the weights stay in fp32."""
+    def compute_in(self, dtype: torch.dtype, *, kernels: str = "torch") -> AdapterEncoder:
+        """Compute the matrix products in `dtype`; the weights stay in fp32, and `kernels` stay those of torch."""
         self.compute_dtype = dtype
         return self
 

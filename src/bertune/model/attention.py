@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bertune.model.noise import Noise
+from bertune.model.noise import Noise, mask, mask_factor
 
 _WASTE = 0.15  # a group of rows may be padded by this share of its tokens ...
 _SMALL = 512  # ... or as long as it has fewer tokens than this, since a product this small costs mostly its call
@@ -24,11 +24,12 @@ _SMALL = 512  # ... or as long as it has fewer tokens than this, since a product
 class Group:
     """Neighbouring rows that are attended together, padded to the longest of them.
 
-    begin, end: the tokens of the flat sequence; rows x width: the padded shape; pad: int64 [rows * width], flat token
-    of each cell (padding repeats the first token), None where nothing is padded; unpad: int64 [end - begin], cell of
-    each token; bias: [rows, 1, 1, width], 0 or -inf.
+    first: the first of these rows in the batch; begin, end: their tokens in the flat sequence; rows x width: the padded
+    shape; pad: int64 [rows * width], flat token of each cell (padding repeats the first token), None where nothing is
+    padded; unpad: int64 [end - begin], cell of each token; bias: [rows, 1, 1, width], 0 or -inf.
     """
 
+    first: int
     begin: int
     end: int
     rows: int
@@ -37,6 +38,10 @@ class Group:
     unpad: Tensor | None = None
     bias: Tensor | None = None
     windows: dict[int, Tensor] = field(default_factory=dict)
+
+    def cells(self) -> Tensor:
+        """int64 [rows * width]: the flat token of each cell."""
+        return torch.arange(self.begin, self.end) if self.pad is None else self.pad
 
     def window_bias(self, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """[rows, 1, width, width] bias that lets a token see no further than `window` on either side."""
@@ -57,10 +62,12 @@ class Group:
 class Plan:
     """Where the rows of one batch begin and end, for every attention call of a pass.
 
-    cu: int32 [rows + 1] on the device (GPU); longest: the longest row; groups: for processors.
+    cu: int32 [rows + 1] on the device (GPU), offset: the same as int64 (processors), tokens before each row; longest:
+    the longest row; groups: for processors.
     """
 
     cu: Tensor
+    offset: Tensor
     longest: int
     groups: list[Group]
 
@@ -71,7 +78,8 @@ def plan_attention(cu: np.ndarray, *, device: torch.device, dtype: torch.dtype) 
     longest = int(lengths.max(initial=0))
     on_gpu = device.type == "cuda"
     groups = [] if on_gpu else [_group(cu, first, last, device, dtype) for first, last in _cuts(lengths)]
-    return Plan(torch.as_tensor(cu, dtype=torch.int32, device=device), longest, groups)
+    offset = torch.from_numpy(np.ascontiguousarray(cu, dtype=np.int64))
+    return Plan(offset.to(device, torch.int32), offset, longest, groups)
 
 
 def _cuts(lengths: np.ndarray) -> list[tuple[int, int]]:
@@ -108,14 +116,14 @@ def _group(cu: np.ndarray, first: int, last: int, device: torch.device, dtype: t
     lengths = np.diff(cu[first : last + 1])
     begin, end, rows, width = int(cu[first]), int(cu[last]), last - first, int(lengths.max())
     if rows * width == end - begin:
-        return Group(begin, end, rows, width)
+        return Group(first, begin, end, rows, width)
     cell = np.arange(width)
     real = cell[None, :] < lengths[:, None]
     flat = np.where(real, cu[first:last, None] + cell[None, :], begin)
     padding = torch.from_numpy(~real)[:, None, None, :]
     bias = torch.zeros(padding.shape, dtype=dtype).masked_fill_(padding, -torch.inf)
     return Group(
-        begin, end, rows, width,
+        first, begin, end, rows, width,
         pad=torch.from_numpy(flat.reshape(-1)).to(device),
         unpad=torch.from_numpy(np.flatnonzero(real)).to(device),
         bias=bias.to(device),
@@ -150,14 +158,17 @@ def attention_of_first(
         asked = _half(query).view(-1, heads, size)
         return _flash_rows(asked, key, value, one_each, 1, plan, rate, -1).to(query.dtype)
     results, row = [], 0
+    site = noise.site() if noise is not None and rate > 0 else 0
     for group in plan.groups:
         cells = _padded(key_value, group)
         key, value = cells.view(group.rows, group.width, 2, heads, size).permute(2, 0, 3, 1, 4)
         asked = query[row : row + group.rows].view(group.rows, heads, 1, size)
         scores = torch.matmul(asked * (1 / math.sqrt(size)), key.transpose(2, 3))
         weights = torch.softmax(scores if group.bias is None else scores + group.bias, dim=-1)
-        if noise is not None:
-            weights = noise.dropout(weights, rate)
+        if rate > 0:
+            keys = noise.first[row : row + group.rows, None]  # type: ignore[union-attr]
+            kept = mask(keys, group.width, rate, weights.dtype, site=site, heads=heads)
+            weights = weights * kept.mul_(mask_factor(rate)).to(weights.device)
         results.append(torch.matmul(weights, value).reshape(group.rows, hidden))
         row += group.rows
     return torch.cat(results)
@@ -194,13 +205,17 @@ class _Grouped(torch.autograd.Function):
         scale = 1 / math.sqrt(hidden // heads)
         out = torch.empty(qkv.shape[0], hidden, dtype=qkv.dtype, device=qkv.device)
         saved: list[Tensor | None] = []
+        factor = mask_factor(dropout) if dropout > 0 else 1.0
+        site = noise.site() if dropout > 0 else 0
         for group in groups:
             query, key, value = _split(_padded(qkv, group), group, heads)
             weights = torch.softmax(_scores(query, key, group, scale, window), dim=-1)
             keep = None
             used = weights
             if dropout > 0:
-                keep, factor = noise.mask(weights.shape, dropout, weights)
+                keys = noise.tokens[group.cells().cpu()].view(group.rows, group.width, 2)
+                keep = mask(keys, group.width, dropout, weights.dtype, site=site, heads=heads)
+                keep = keep.view_as(weights).to(weights.device)
                 used = weights * keep
                 value = value * factor
             context = torch.bmm(used, value)
@@ -208,7 +223,7 @@ class _Grouped(torch.autograd.Function):
             out[group.begin : group.end] = flat if group.unpad is None else flat.index_select(0, group.unpad)
             saved += [weights, keep]
         ctx.groups, ctx.heads, ctx.scale, ctx.window = groups, heads, scale, window
-        ctx.factor = factor if groups and dropout > 0 else 1.0
+        ctx.factor = factor
         ctx.save_for_backward(qkv, *saved)
         return out
 

@@ -7,6 +7,7 @@ Weights of the large products may be kept in bf16; embeddings and norms stay in 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, cast
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from bertune.data.batch import Batch
 from bertune.errors import ModelError
+from bertune.model import fused, kernels
 from bertune.model.attention import Plan, attention, attention_of_first, plan_attention
-from bertune.model.noise import Noise
+from bertune.model.noise import Noise, mask, mask_factor
 
 Architecture = Literal["bert", "roberta", "distilbert", "electra", "modernbert", "d2l", "adapter"]
 
@@ -30,6 +32,12 @@ ACTIVATIONS = {
     "swish": F.silu,
     "tanh": torch.tanh,
 }
+
+
+@lru_cache(maxsize=len(ACTIVATIONS))
+def activation_table(name: str) -> Tensor:
+    """For kernels: an activation and its derivative for every bf16 number."""
+    return kernels.activation_table(ACTIVATIONS[name])
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,8 @@ class _DropAddNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, update, residual, weight, bias, eps, rate, noise):  # type: ignore[no-untyped-def]
-        kept, factor = noise.mask(update.shape, rate, update)
+        kept = mask(noise.keys(len(update)), update.shape[1], rate, update.dtype, site=noise.site())
+        factor = mask_factor(rate)
         total = torch.addcmul(residual, update, kept, value=factor)
         out, mean, rstd = torch.native_layer_norm(total, weight.shape, weight, bias, eps)
         ctx.save_for_backward(total, mean, rstd, weight, bias, kept)
@@ -208,6 +217,7 @@ class Layer(nn.Module):
         self.up = nn.Linear(hidden, config.ffn * (2 if gated else 1), bias=config.bias)
         self.down = nn.Linear(config.ffn, hidden, bias=config.bias)
         self.norm2 = Norm(hidden, config.norm_eps, config.norm_bias)
+        self.compiled = False  # whether kernels.c computes it
 
     def forward(
         self, hidden: Tensor, inputs: Inputs, rope: tuple[Tensor, Tensor] | None, noise: Noise | None
@@ -216,10 +226,20 @@ class Layer(nn.Module):
         config = self.config
         if config.pre_norm:
             return self._pre_norm(hidden, inputs, rope, noise)
+        if self.compiled:
+            return self._fused(hidden, inputs, noise)
         context = attention(
             self.qkv(hidden), inputs.plan, heads=config.heads, dropout=config.attention_dropout, noise=noise
         )
         return self._after_attention(context, hidden, noise)
+
+    def _fused(self, hidden: Tensor, inputs: Inputs, noise: Noise | None) -> Tensor:
+        config = self.config
+        table = activation_table(config.activation)
+        shape = fused.Shape(config.heads, table, config.norm_eps, config.attention_dropout, config.dropout)
+        parts = (self.qkv, self.out, self.up, self.down, self.norm1, self.norm2)
+        weights = [cast(Tensor, value) for part in parts if part is not None for value in (part.weight, part.bias)]
+        return fused.layer(hidden, weights, inputs.plan, shape, noise)
 
     def of_first(self, hidden: Tensor, inputs: Inputs, noise: Noise | None) -> Tensor:
         """[tokens, hidden] -> [rows, hidden], the output for the first token of each row alone (post-norm layers).
@@ -290,10 +310,15 @@ class Encoder(nn.Module):
         self.final_norm = Norm(config.hidden, config.norm_eps, config.norm_bias) if config.pre_norm else None
         self.compute_dtype = torch.float32
 
-    def compute_in(self, dtype: torch.dtype) -> Encoder:
-        """Keep the weights of the layers' matrix products in `dtype`, and compute in it; all else stays fp32."""
+    def compute_in(self, dtype: torch.dtype, *, kernels: str = "torch") -> Encoder:
+        """Keep the weights of the layers' matrix products in `dtype`, and compute in it; all else stays fp32.
+
+        kernels: torch, or compiled: then kernels.c computes those layers that it can, if `dtype` is bf16.
+        """
         self.compute_dtype = dtype
-        for layer in self.layers:
+        compiled = kernels == "compiled" and dtype == torch.bfloat16 and fused.takes(self.config)
+        for layer in cast(list[Layer], list(self.layers)):
+            layer.compiled = compiled
             for linear in (layer.qkv, layer.out, layer.up, layer.down):
                 linear.to(dtype)
         return self

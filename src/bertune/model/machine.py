@@ -26,6 +26,7 @@ class Machine:
     token_budget: int
     compile: bool
     processor: str
+    kernels: str = "torch"  # or compiled: see model/kernels.py
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -46,7 +47,7 @@ class Machine:
 
     def sentence(self) -> str:
         cores = f", {self.threads} threads" if self.device == "cpu" else ""
-        compiled = ", compiled" if self.compile else ""
+        compiled = ", compiled" if self.compile else ", compiled kernels" if self.kernels == "compiled" else ""
         how = f"{self.precision}, {self.token_budget:,} tokens at once{compiled}"
         return f"Machine: {self.device} ({self.processor}){cores}, {how}."
 
@@ -63,7 +64,27 @@ def choose_machine(config: TrainConfig, *, long_run: bool) -> Machine:
             f"train.compile: yes is for cuda; this run computes on {device}, where it does not pay. Pass auto or no."
         )
     compiled = config.compile == "yes" or (config.compile == "auto" and device == "cuda" and long_run)
-    return Machine(device, precision, threads, budget, compiled, processor_name(device))
+    kernels = choose_kernels(config.kernels, device, precision)
+    return Machine(device, precision, threads, budget, compiled, processor_name(device), kernels)
+
+
+def choose_kernels(wanted: str, device: str, precision: str) -> str:
+    """compiled or torch; ConfigError where compiled ones are asked for and cannot be had."""
+    if wanted == "torch" or (wanted == "auto" and (device, precision) != ("cpu", "bf16")):
+        return "torch"
+    if (device, precision) != ("cpu", "bf16"):
+        raise ConfigError(
+            f"train.kernels: compiled is for bf16 on a processor; this run computes in {precision} on {device}. "
+            "Pass auto or torch."
+        )
+    from bertune.model.kernels import library
+
+    if library() is None and wanted == "compiled":
+        raise ConfigError(
+            "train.kernels: compiled kernels are not there; they are built when bertune is installed from source on "
+            "Linux with a C compiler. Install one and bertune again, or pass auto or torch."
+        )
+    return "torch" if library() is None else "compiled"
 
 
 def check_device(wanted: str) -> str:

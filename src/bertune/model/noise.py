@@ -1,52 +1,125 @@
 """Randomness of the forward pass, keyed by where it is used and never by when.
 
-On a processor, Bernoulli draws would take a quarter of a training step; bytes cut from 64-bit integers cost a
-fraction of that. A byte knows 256 levels, so a dropout rate is rounded to 1/256 (0.1 becomes 26/256) and the scale
-follows the rounded rate, which keeps the expectation exact.
+On a processor a dropout mask is a function of (seed, step, row, position in the row, place in the network): the same
+whatever else is in the batch, however it is cut into micro-batches, and in both implementations (here and kernels.c).
+Bernoulli draws would take a quarter of a training step; bytes of an integer hash cost a fraction of that. A byte knows
+256 levels, so a rate is rounded to 1/256 (0.1 becomes 26/256) and the scale follows the rounded rate, which keeps the
+expectation exact. On a GPU, masks follow (seed, step, first row) through the device's own generator.
 """
 
 from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bertune.data.batch import Batch
+
 
 class Noise:
-    """A stream of dropout masks that starts anew at every `seek`."""
+    """A source of dropout masks; `seek` points it at a step and the batch that is about to be computed."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.generator = torch.Generator(device=device)
+        self.tokens = self.first = torch.empty(0, 2, dtype=torch.int32)
+        self._site = 0
 
-    def seek(self, *key: int) -> None:
-        """Make the stream depend on `key` alone, for example (seed, step, micro-batch)."""
-        digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-        seed = int.from_bytes(digest, "little") >> 1
-        self.generator.manual_seed(seed)
+    def seek(self, seed: int, step: int, batch: Batch) -> None:
+        """Make what follows depend on (seed, step) and the rows of `batch` alone."""
+        base = int.from_bytes(hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest(), "little")
+        with np.errstate(over="ignore"):
+            rows = _spread(np.uint64(base) + batch.rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+            tokens = _spread(np.repeat(rows, batch.lengths) + batch.positions.astype(np.uint64))
+        self.tokens = torch.from_numpy(tokens.view(np.int32).reshape(-1, 2))
+        self.first = self.tokens[torch.from_numpy(batch.cu[:-1])]
+        self._site = 0
+        own = int(rows[0] >> np.uint64(1))
+        self.generator.manual_seed(own)
         if self.device.type != "cpu":
             # Kernels that draw their own dropout (flash attention) follow the device's default stream.
-            torch.manual_seed(seed)
+            torch.manual_seed(own)
 
-    def mask(self, shape: torch.Size, rate: float, like: Tensor) -> tuple[Tensor, float]:
-        """0/1 of `shape` in the type of `like`, and the factor that keeps the expectation."""
-        if self.device.type != "cpu":
-            kept = torch.empty(shape, dtype=like.dtype, device=like.device)
-            return kept.bernoulli_(1 - rate, generator=self.generator), 1 / (1 - rate)
-        level = max(1, round(rate * 256))
-        count = shape.numel()
-        words = torch.empty(-(-count // 8), dtype=torch.int64).random_(-(2**63), None, generator=self.generator)
-        kept = torch.empty(shape, dtype=like.dtype)
-        torch.ge(words.view(torch.uint8)[:count].view(shape), level, out=kept)
-        return kept, 256 / (256 - level)
+    def site(self) -> int:
+        """The next place in the network where something is dropped."""
+        self._site += 1
+        return self._site
+
+    def keys(self, lines: int) -> Tensor:
+        """int32 [lines, 2]: the keys of all tokens of the batch, or of the first token of each row."""
+        return self.tokens if lines == len(self.tokens) else self.first
 
     def dropout(self, values: Tensor, rate: float) -> Tensor:
-        """`values` with a share of `rate` set to 0 and the rest scaled up."""
+        """`values` [tokens or rows, width] with a share of `rate` set to 0 and the rest scaled up."""
         if rate == 0:
             return values
         if self.device.type != "cpu":
             return F.dropout(values, rate)  # follows the default stream, which `seek` has set
-        kept, factor = self.mask(values.shape, rate, values)
-        return values * (kept * factor if values.dtype == torch.float32 else kept.mul_(factor))
+        kept = mask(self.keys(len(values)), values.shape[-1], rate, values.dtype, site=self.site())
+        return values * kept.mul_(mask_factor(rate))
+
+
+def level(rate: float) -> int:
+    """Bytes below this are dropped."""
+    return max(1, round(rate * 256))
+
+
+def mask_factor(rate: float) -> float:
+    """What keeps the expectation after `mask`."""
+    return 256 / (256 - level(rate))
+
+
+def mask(keys: Tensor, width: int, rate: float, dtype: torch.dtype, *, site: int, heads: int | None = None) -> Tensor:
+    """0/1 [..., width] for lines with the given keys, int32 [..., 2]; with `heads`, [lines, heads, queries, width].
+
+    A line's bytes come from a 32-bit mixer (Wellons' lowbias32), keyed at its start and once inside, as in kernels.c.
+    """
+    first, second = keys.unbind(-1)
+    place = torch.tensor(site * 0x85EBCA6B + 1)
+    if heads is not None:  # keys [lines, queries, 2]
+        place = place + torch.arange(heads)[:, None] * 0xC2B2AE35
+        first, second = first[:, None], second[:, None]
+    first = _stir(first ^ _wrap(place))
+    second = _stir(second + first)
+    words = torch.arange(-(-width // 4)) * 0x9E3779B9
+    bits = first[..., None] + _wrap(words)
+    bits ^= _right(bits, 16)
+    bits *= 0x7FEB352D
+    bits ^= second[..., None]
+    bits ^= _right(bits, 15)
+    bits *= _wrap_int(0x846CA68B)
+    bits ^= _right(bits, 16)
+    bytes_ = bits.view(torch.uint8)[..., :width]
+    return torch.ge(bytes_, level(rate), out=torch.empty(bytes_.shape, dtype=dtype))
+
+
+def _spread(values: np.ndarray) -> np.ndarray:
+    """64-bit finaliser of SplitMix (Steele et al. 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _stir(x: Tensor) -> Tensor:
+    x = x ^ _right(x, 16)
+    x *= 0x7FEB352D
+    x ^= _right(x, 15)
+    x *= _wrap_int(0x846CA68B)
+    return x ^ _right(x, 16)
+
+
+def _right(x: Tensor, by: int) -> Tensor:
+    """Shift of the bits as if they had no sign."""
+    return (x >> by) & ((1 << (32 - by)) - 1)
+
+
+def _wrap(x: Tensor) -> Tensor:
+    """int64 to the int32 with the same lower bits."""
+    return ((x + 2**31) % 2**32 - 2**31).to(torch.int32)
+
+
+def _wrap_int(x: int) -> int:
+    return (x + 2**31) % 2**32 - 2**31

@@ -23,7 +23,7 @@ class TorchBackend:
         self.machine.use()
         model, _ = load_model(folder)
         self.model = model.to(self.machine.torch_device)
-        self.model.encoder.compute_in(self.machine.dtype)
+        self.model.encoder.compute_in(self.machine.dtype, kernels=self.machine.kernels)
         self.model.eval()
 
     @property

@@ -83,7 +83,7 @@ class Fit:
         freeze(model, config.model.freeze, train_positions=config.model.train_positions)
         model.to(machine.torch_device)
         before = {name: value.detach() for name, value in model.named_parameters()}
-        model.encoder.compute_in(machine.dtype)
+        model.encoder.compute_in(machine.dtype, kernels=machine.kernels)
         # Values that the model now holds in lower precision: masters of trained weights, and frozen ones to give back.
         full = {name: before[name] for name, value in model.named_parameters() if value.dtype != before[name].dtype}
         trained = {name for name, value in model.named_parameters() if value.requires_grad}

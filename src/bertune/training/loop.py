@@ -1,6 +1,6 @@
 """The training loop: a generator of optimizer steps. Printing, evaluating and saving belong to its caller.
 
-Everything random depends on (seed, epoch) or (seed, step, micro-batch), and nothing on time or on what ran before, so
+Everything random depends on (seed, epoch) or (seed, step, row), and nothing on time or on what ran before, so
 a loop started at step k does what an uninterrupted one would have done from there.
 """
 
@@ -127,8 +127,8 @@ def _backward(
     rows = sum(len(batch) for batch in batches)
     look_up = optimizer.words(np.concatenate([batch.ids for batch in batches]), number)
     total = 0.0
-    for place, batch in enumerate(batches):
-        noise.seek(course.seed, number, place)
+    for batch in batches:
+        noise.seek(course.seed, number, batch)
         logits = _logits(model, course, batch, look_up, noise)
         targets = torch.from_numpy(course.targets[batch.rows]).to(logits.device)
         loss = course.loss(logits, targets) / rows

@@ -1,0 +1,149 @@
+"""A post-norm layer as one autograd function over compiled kernels: for bf16 on a processor.
+
+The same computation as `Layer` in encoder.py, with the same dropout masks. Between matrix products everything that
+touches a value touches it once; the backward pass draws masks again instead of keeping them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bertune.model import kernels
+from bertune.model.attention import Group, Plan
+from bertune.model.kernels import Drop
+from bertune.model.noise import Noise, level, mask_factor
+
+if TYPE_CHECKING:
+    from bertune.model.encoder import EncoderConfig
+
+
+
+@dataclass
+class Shape:
+    """What a layer is beside its weights.
+
+    table: the activation, see `kernels.activation_table`; eps: of both norms; dropout rates of attention weights and
+    of the rest.
+    """
+
+    heads: int
+    table: Tensor
+    eps: float
+    attention_dropout: float
+    dropout: float
+
+
+def takes(config: EncoderConfig) -> bool:
+    """Whether the layers of such an encoder can be computed here."""
+    plain = not config.pre_norm and config.bias and config.norm_bias and config.attention_bias
+    return plain and max(config.hidden, config.max_positions) <= kernels.LONGEST and kernels.library() is not None
+
+
+def layer(hidden: Tensor, weights: list[Tensor], plan: Plan, shape: Shape, noise: Noise | None) -> Tensor:
+    """[tokens, hidden] -> [tokens, hidden], bf16.
+
+    weights: weight and bias of the products qkv, out, up and down (bf16), of the norms after attention and feed-forward
+    (fp32), in this order.
+    """
+    drops = [_drop(noise, shape.attention_dropout), _drop(noise, shape.dropout), _drop(noise, shape.dropout)]
+    result: Tensor = _Layer.apply(hidden, *weights, plan, shape, drops)
+    return result
+
+
+def _drop(noise: Noise | None, rate: float) -> Drop | None:
+    if noise is None or rate == 0:
+        return None
+    return Drop(noise.tokens, noise.site(), level(rate), mask_factor(rate))
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, *given: Any) -> Tensor:
+        *weights, plan, shape, drops = given
+        w_qkv, b_qkv, w_out, b_out, w_up, b_up, w_down, b_down, w_norm1, b_norm1, w_norm2, b_norm2 = weights
+        context, kept = _attend(torch.addmm(b_qkv, hidden, w_qkv.t()), plan, shape, drops[0])
+        total1 = torch.addmm(b_out, context, w_out.t())
+        middle, stats1 = kernels.norm(total1, hidden, w_norm1, b_norm1, eps=shape.eps, drop=drops[1])
+        slope = torch.addmm(b_up, middle, w_up.t())
+        inner = kernels.activate(slope, shape.table)
+        total2 = torch.addmm(b_down, inner, w_down.t())
+        out, stats2 = kernels.norm(total2, middle, w_norm2, b_norm2, eps=shape.eps, drop=drops[2])
+        ctx.save_for_backward(
+            hidden, context, total1, stats1, middle, slope, inner, total2, stats2,
+            w_qkv, w_out, w_up, w_down, w_norm1, w_norm2, *kept,
+        )
+        ctx.plan, ctx.shape, ctx.drops = plan, shape, drops
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (hidden, context, total1, stats1, middle, slope, inner, total2, stats2,
+         w_qkv, w_out, w_up, w_down, w_norm1, w_norm2, *kept) = ctx.saved_tensors  # fmt: skip
+        drops = ctx.drops
+        grad = grads[0].contiguous()
+
+        grad_middle, update, sums2 = kernels.norm_back(grad, total2, stats2, w_norm2, drop=drops[2])
+        g_down = update.t() @ inner
+        grad_inner = update @ w_down
+        g_b_up = kernels.times_and_sum(grad_inner, slope)
+        g_up = grad_inner.t() @ middle
+        grad_middle = torch.addmm(grad_middle, grad_inner, w_up)
+
+        grad_hidden, update, sums1 = kernels.norm_back(grad_middle, total1, stats1, w_norm1, drop=drops[1])
+        g_out = update.t() @ context
+        grad_qkv = _attend_back(update @ w_out, kept, ctx.plan, ctx.shape, drops[0])
+        g_b_qkv = kernels.times_and_sum(grad_qkv, None)
+        g_qkv = grad_qkv.t() @ hidden
+        if ctx.needs_input_grad[0]:
+            grad_hidden = torch.addmm(grad_hidden, grad_qkv, w_qkv)
+        return (
+            grad_hidden, g_qkv, g_b_qkv, g_out, sums1[2], g_up, g_b_up, g_down, sums2[2],
+            sums1[0], sums1[1], sums2[0], sums2[1], None, None, None,
+        )  # fmt: skip
+
+
+def _attend(qkv: Tensor, plan: Plan, shape: Shape, drop: Drop | None) -> tuple[Tensor, list[Tensor]]:
+    """Attention within each row [tokens, hidden]; and for each group its packed query, key, value, and its weights."""
+    hidden = qkv.shape[1] // 3
+    context = torch.empty(qkv.shape[0], hidden, dtype=qkv.dtype)
+    kept = []
+    for group in plan.groups:
+        offset = _address(plan, group)
+        packed = kernels.pack(qkv, offset, rows=group.rows, parts=3, heads=shape.heads, width=group.width)
+        scores = kernels.multiply(packed[0], packed[1].transpose(1, 2))
+        weights, dropped = kernels.softmax(scores, offset, rows=group.rows, scale=_scale(packed), drop=drop)
+        kernels.unpack(torch.bmm(dropped, packed[2])[None], context, offset, rows=group.rows)
+        kept += [packed, weights]
+    return context, kept
+
+
+def _attend_back(grad: Tensor, kept: list[Tensor], plan: Plan, shape: Shape, drop: Drop | None) -> Tensor:
+    grad_qkv = torch.empty(grad.shape[0], 3 * grad.shape[1], dtype=grad.dtype)
+    for number, group in enumerate(plan.groups):
+        packed, weights = kept[2 * number : 2 * number + 2]
+        offset = _address(plan, group)
+        part = kernels.pack(grad, offset, rows=group.rows, parts=1, heads=shape.heads, width=group.width)[0]
+        scores, dropped = kernels.softmax_back(
+            kernels.multiply(part, packed[2].transpose(1, 2)), weights, offset,
+            rows=group.rows, scale=_scale(packed), drop=drop,
+        )
+        grads = torch.empty_like(packed)
+        torch.bmm(scores, packed[1], out=grads[0])
+        torch.bmm(scores.transpose(1, 2), packed[0], out=grads[1])
+        torch.bmm(dropped.transpose(1, 2), part, out=grads[2])
+        kernels.unpack(grads, grad_qkv, offset, rows=group.rows)
+    return grad_qkv
+
+
+def _address(plan: Plan, group: Group) -> int:
+    """Where the token offsets of a group's rows begin in memory."""
+    return plan.offset.data_ptr() + group.first * plan.offset.element_size()
+
+
+def _scale(packed: Tensor) -> float:
+    return 1 / math.sqrt(packed.shape[-1])

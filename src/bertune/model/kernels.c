@@ -1,0 +1,467 @@
+/* What a training step does between its matrix products, on a processor, in one pass over memory each.
+ *
+ * Hidden states are bf16 (the upper half of a float); statistics and sums are kept in fp32. Functions are called from
+ * model/kernels.py with plain pointers and take part in the thread pool of torch, so that two pools never compete.
+ * A result depends on its arguments and the number of threads alone.
+ */
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define FAST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FAST
+#endif
+#define INLINE static inline __attribute__((always_inline))
+#define BLOCK 16     /* values computed at once; buffers have room for so many more than a line has */
+#define LONGEST 8192 /* widest line that buffers on the stack can hold; kernels.py checks it */
+#define ROOM (LONGEST + BLOCK)
+
+typedef uint16_t bf16;
+
+INLINE float up(bf16 value) {
+    union { uint32_t bits; float number; } both = {(uint32_t)value << 16};
+    return both.number;
+}
+
+INLINE bf16 down(float value) { /* to the nearest, ties to even; what is not a number stays so */
+    union { float number; uint32_t bits; } both = {value};
+    return (bf16)((both.bits + 0x7fff + ((both.bits >> 16) & 1)) >> 16);
+}
+
+INLINE int64_t whole(int64_t count) { /* up to whole vectors: short lines leave no rest to compute one by one */
+    return (count + BLOCK - 1) & ~(int64_t)(BLOCK - 1);
+}
+
+INLINE float exponential(float x) { /* relative error below 2e-7 between -87 and 88 */
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    float whole = __builtin_rintf(x * 1.44269504f);
+    float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    float series = 1.9875691500e-4f;
+    series = series * rest + 1.3981999507e-3f;
+    series = series * rest + 8.3334519073e-3f;
+    series = series * rest + 4.1665795894e-2f;
+    series = series * rest + 1.6666665459e-1f;
+    series = series * rest + 5.0000001201e-1f;
+    series = series * rest * rest + rest + 1.0f;
+    union { int32_t bits; float number; } power = {((int32_t)whole + 127) << 23};
+    return series * power.number;
+}
+
+/* Threads ---------------------------------------------------------------------------------------------------------- */
+
+typedef void (*work_t)(void *job, int64_t begin, int64_t end, int thread);
+
+typedef struct {
+    work_t work;
+    void *job;
+    int64_t count;
+    int threads;
+} share_t;
+
+static void (*pool)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel of torch's own runtime */
+static int (*own_number)(void);
+
+void bertune_init(void *parallel, void *thread_number) {
+    pool = (void (*)(void (*)(void *), void *, unsigned, unsigned))parallel;
+    own_number = (int (*)(void))thread_number;
+}
+
+static void one_share(void *given) {
+    share_t *share = given;
+    int thread = own_number();
+    int64_t begin = share->count * thread / share->threads, end = share->count * (thread + 1) / share->threads;
+    if (begin < end) share->work(share->job, begin, end, thread);
+}
+
+/* `count` units of `size` bytes each; little work is not worth waking others for. */
+static void run(work_t work, void *job, int64_t count, int64_t size, int threads) {
+    if (threads < 2 || count * size < 32768 || !pool) {
+        work(job, 0, count, 0);
+        return;
+    }
+    share_t share = {work, job, count, threads};
+    pool(one_share, &share, (unsigned)threads, 0);
+}
+
+/* Dropout: the bytes of a line come from its key and the site, as in model/noise.py -------------------------------- */
+
+typedef struct {
+    const uint32_t *keys; /* [lines, 2], NULL: no dropout */
+    uint32_t site;
+    int level; /* bytes below it are dropped */
+    float factor;
+} drop_t;
+
+INLINE uint32_t stir(uint32_t x) {
+    x ^= x >> 16;
+    x *= 0x7feb352du;
+    x ^= x >> 15;
+    x *= 0x846ca68bu;
+    return x ^ (x >> 16);
+}
+
+/* What each of `width` values is multiplied by, written in whole vectors. */
+INLINE void factors(const drop_t *drop, int64_t line, uint32_t head, int64_t width, uint32_t *words, float *out) {
+    uint32_t first = stir(drop->keys[2 * line] ^ (drop->site * 0x85ebca6bu + head * 0xc2b2ae35u + 1u));
+    uint32_t second = stir(drop->keys[2 * line + 1] + first);
+    int many = (int)whole((width + 3) / 4);
+    for (int place = 0; place < many; place++) {
+        uint32_t x = first + (uint32_t)place * 0x9e3779b9u;
+        x ^= x >> 16;
+        x *= 0x7feb352du;
+        x ^= second;
+        x ^= x >> 15;
+        x *= 0x846ca68bu;
+        words[place] = x ^ (x >> 16);
+    }
+    const uint8_t *bytes = (const uint8_t *)words;
+    int level = drop->level;
+    float factor = drop->factor;
+    int wide = (int)whole(width);
+    for (int place = 0; place < wide; place++) out[place] = bytes[place] >= level ? factor : 0.0f;
+}
+
+/* Between flat tokens and the padded cells of a group -------------------------------------------------------------- */
+
+typedef struct {
+    bf16 *flat;            /* [tokens, parts * heads * size] */
+    bf16 *cells;           /* [parts, rows * heads, width, size] */
+    const int64_t *offset; /* [rows + 1], tokens before each row */
+    int64_t rows, parts, heads, width, size;
+} move_t;
+
+static void pack_rows(void *job, int64_t begin, int64_t end, int thread) {
+    const move_t *move = job;
+    int64_t wide = move->parts * move->heads * move->size, bytes = move->size * 2;
+    for (int64_t row = begin; row < end; row++) {
+        int64_t length = move->offset[row + 1] - move->offset[row];
+        for (int64_t part = 0; part < move->parts; part++)
+            for (int64_t head = 0; head < move->heads; head++) {
+                bf16 *to = move->cells + ((part * move->rows + row) * move->heads + head) * move->width * move->size;
+                const bf16 *from = move->flat + move->offset[row] * wide + (part * move->heads + head) * move->size;
+                for (int64_t place = 0; place < length; place++)
+                    memcpy(to + place * move->size, from + place * wide, bytes);
+                memset(to + length * move->size, 0, (move->width - length) * bytes);
+            }
+    }
+}
+
+static void unpack_rows(void *job, int64_t begin, int64_t end, int thread) {
+    const move_t *move = job;
+    int64_t wide = move->parts * move->heads * move->size, bytes = move->size * 2;
+    for (int64_t row = begin; row < end; row++) {
+        int64_t length = move->offset[row + 1] - move->offset[row];
+        for (int64_t part = 0; part < move->parts; part++)
+            for (int64_t head = 0; head < move->heads; head++) {
+                const bf16 *from =
+                    move->cells + ((part * move->rows + row) * move->heads + head) * move->width * move->size;
+                bf16 *to = move->flat + move->offset[row] * wide + (part * move->heads + head) * move->size;
+                for (int64_t place = 0; place < length; place++)
+                    memcpy(to + place * wide, from + place * move->size, bytes);
+            }
+    }
+}
+
+static void move(work_t work, bf16 *flat, bf16 *cells, const int64_t *offset, int64_t rows, int64_t parts,
+                 int64_t heads, int64_t width, int64_t size, int threads) {
+    move_t job = {flat, cells, offset, rows, parts, heads, width, size};
+    run(work, &job, rows, parts * heads * width * size * 4, threads);
+}
+
+void bertune_pack(bf16 *flat, bf16 *cells, const int64_t *offset, int64_t rows, int64_t parts, int64_t heads,
+                  int64_t width, int64_t size, int threads) {
+    move(pack_rows, flat, cells, offset, rows, parts, heads, width, size, threads);
+}
+
+void bertune_unpack(bf16 *flat, bf16 *cells, const int64_t *offset, int64_t rows, int64_t parts, int64_t heads,
+                    int64_t width, int64_t size, int threads) {
+    move(unpack_rows, flat, cells, offset, rows, parts, heads, width, size, threads);
+}
+
+/* Softmax of attention scores, with dropout ------------------------------------------------------------------------ */
+
+typedef struct {
+    bf16 *scores;          /* [rows * heads, width, width]; may be read up to BLOCK values beyond its end */
+    bf16 *weights;         /* the same shape, and room */
+    bf16 *dropped;         /* the same shape; NULL where nothing is dropped */
+    const int64_t *offset; /* [rows + 1] */
+    int64_t heads, width;
+    float scale;
+    drop_t drop; /* keys by token */
+} soft_t;
+
+FAST static void softmax_rows(void *job, int64_t begin, int64_t end, int thread) {
+    const soft_t *soft = job;
+    int width = (int)soft->width;
+    float line[ROOM], kept[ROOM], scale = soft->scale;
+    bf16 ready[ROOM];
+    uint32_t words[ROOM];
+    for (int64_t unit = begin; unit < end; unit++) {
+        int64_t row = unit / soft->heads, first = soft->offset[row];
+        int length = (int)(soft->offset[row + 1] - first), wide = (int)whole(length), rest = (width - length) * 2;
+        for (int query = 0; query < width; query++) {
+            int64_t at = (unit * width + query) * width;
+            const bf16 *scores = soft->scores + at;
+            bf16 *weights = soft->weights + at, *dropped = soft->dropped ? soft->dropped + at : 0;
+            if (query >= length) { /* nobody reads what padding asks for, but it must be a number */
+                memset(weights, 0, width * 2);
+                if (dropped) memset(dropped, 0, width * 2);
+                continue;
+            }
+            int highest = INT16_MIN; /* bf16 bits as numbers in the same order: a maximum that is found in vectors */
+            for (int key = 0; key < wide; key++) {
+                int rank = (int16_t)scores[key];
+                rank = key < length ? rank ^ ((rank >> 15) & 0x7fff) : INT16_MIN;
+                highest = rank > highest ? rank : highest;
+            }
+            float top = up((bf16)(highest ^ ((highest >> 15) & 0x7fff))), total = 0.0f;
+            for (int key = 0; key < wide; key++) {
+                float value = exponential((up(scores[key]) - top) * scale);
+                value = key < length ? value : 0.0f;
+                line[key] = value;
+                total += value;
+            }
+            float share = 1.0f / total;
+            for (int key = 0; key < wide; key++) ready[key] = down(line[key] * share);
+            memcpy(weights, ready, length * 2);
+            if (rest) memset(weights + length, 0, rest);
+            if (!dropped) continue;
+            factors(&soft->drop, first + query, (uint32_t)(unit % soft->heads), length, words, kept);
+            for (int key = 0; key < wide; key++) ready[key] = down(up(ready[key]) * kept[key]);
+            memcpy(dropped, ready, length * 2);
+            if (rest) memset(dropped + length, 0, rest);
+        }
+    }
+}
+
+/* scores: in, the gradient of the dropped weights; out, that of the unscaled scores. dropped: out, as forward. */
+FAST static void softmax_back_rows(void *job, int64_t begin, int64_t end, int thread) {
+    const soft_t *soft = job;
+    int width = (int)soft->width;
+    float line[ROOM], kept[ROOM], scale = soft->scale;
+    bf16 ready[ROOM];
+    uint32_t words[ROOM];
+    for (int64_t unit = begin; unit < end; unit++) {
+        int64_t row = unit / soft->heads, first = soft->offset[row];
+        int length = (int)(soft->offset[row + 1] - first), wide = (int)whole(length), rest = (width - length) * 2;
+        for (int query = 0; query < width; query++) {
+            int64_t at = (unit * width + query) * width;
+            const bf16 *weights = soft->weights + at;
+            bf16 *grad = soft->scores + at, *dropped = soft->dropped ? soft->dropped + at : 0;
+            if (query >= length) {
+                memset(grad, 0, width * 2);
+                if (dropped) memset(dropped, 0, width * 2);
+                continue;
+            }
+            float total = 0.0f;
+            if (dropped) {
+                factors(&soft->drop, first + query, (uint32_t)(unit % soft->heads), length, words, kept);
+                for (int key = 0; key < wide; key++) {
+                    float value = up(grad[key]) * kept[key], weight = key < length ? up(weights[key]) : 0.0f;
+                    line[key] = value;
+                    total += key < length ? value * weight : 0.0f;
+                    ready[key] = down(weight * kept[key]);
+                }
+                memcpy(dropped, ready, length * 2);
+                if (rest) memset(dropped + length, 0, rest);
+            } else {
+                for (int key = 0; key < wide; key++) {
+                    float value = up(grad[key]);
+                    line[key] = value;
+                    total += key < length ? value * up(weights[key]) : 0.0f;
+                }
+            }
+            for (int key = 0; key < wide; key++) ready[key] = down(up(weights[key]) * (line[key] - total) * scale);
+            memcpy(grad, ready, length * 2);
+            memset(grad + length, 0, rest);
+        }
+    }
+}
+
+static void soft(work_t work, bf16 *scores, bf16 *weights, bf16 *dropped, const int64_t *offset, int64_t rows,
+                 int64_t heads, int64_t width, float scale, const uint32_t *keys, uint32_t site, int level,
+                 float factor, int threads) {
+    soft_t job = {scores, weights, dropped, offset, heads, width, scale, {keys, site, level, factor}};
+    run(work, &job, rows * heads, width * width * 8, threads);
+}
+
+void bertune_softmax(bf16 *scores, bf16 *weights, bf16 *dropped, const int64_t *offset, int64_t rows, int64_t heads,
+                     int64_t width, float scale, const uint32_t *keys, uint32_t site, int level, float factor,
+                     int threads) {
+    soft(softmax_rows, scores, weights, dropped, offset, rows, heads, width, scale, keys, site, level, factor, threads);
+}
+
+void bertune_softmax_back(bf16 *scores, bf16 *weights, bf16 *dropped, const int64_t *offset, int64_t rows,
+                          int64_t heads, int64_t width, float scale, const uint32_t *keys, uint32_t site, int level,
+                          float factor, int threads) {
+    soft(softmax_back_rows, scores, weights, dropped, offset, rows, heads, width, scale, keys, site, level, factor,
+         threads);
+}
+
+/* LayerNorm(residual + dropout(update)) ---------------------------------------------------------------------------- */
+
+typedef struct {
+    bf16 *update;                /* [lines, width]; forward: in, the update; out, the sum that is normed */
+    const bf16 *residual;        /* forward only */
+    const float *weight, *shift; /* [width] */
+    float *stats;                /* [lines, 2]: mean and inverse deviation */
+    bf16 *out;                   /* forward: the result; backward: gradient of the residual */
+    const bf16 *grad;            /* backward only */
+    bf16 *grad_update;           /* backward: gradient of the update; `out` itself where nothing was dropped */
+    float *sums;                 /* backward: [threads, 3, width]: gradients of weight and shift, sum of grad_update */
+    int64_t width;
+    float eps;
+    drop_t drop;
+} norm_t;
+
+FAST static void norm_lines(void *job, int64_t begin, int64_t end, int thread) {
+    const norm_t *norm = job;
+    int width = (int)norm->width;
+    const float *restrict weight = norm->weight, *restrict shift = norm->shift;
+    float kept[ROOM], sum[ROOM];
+    uint32_t words[ROOM];
+    for (int64_t line = begin; line < end; line++) {
+        bf16 *restrict update = norm->update + line * width;
+        bf16 *restrict out = norm->out + line * width;
+        const bf16 *restrict residual = norm->residual + line * width;
+        float mean = 0.0f, square = 0.0f;
+        if (norm->drop.keys) {
+            factors(&norm->drop, line, 0, width, words, kept);
+            for (int place = 0; place < width; place++) {
+                bf16 low = down(up(residual[place]) + up(update[place]) * kept[place]);
+                update[place] = low;
+                sum[place] = up(low);
+                mean += sum[place];
+            }
+        } else {
+            for (int place = 0; place < width; place++) {
+                bf16 low = down(up(residual[place]) + up(update[place]));
+                update[place] = low;
+                sum[place] = up(low);
+                mean += sum[place];
+            }
+        }
+        mean /= width;
+        for (int place = 0; place < width; place++) {
+            float apart = sum[place] - mean;
+            sum[place] = apart;
+            square += apart * apart;
+        }
+        float scale = 1.0f / __builtin_sqrtf(square / width + norm->eps);
+        norm->stats[2 * line] = mean;
+        norm->stats[2 * line + 1] = scale;
+        for (int place = 0; place < width; place++)
+            out[place] = down(sum[place] * scale * weight[place] + shift[place]);
+    }
+}
+
+FAST static void norm_back_lines(void *job, int64_t begin, int64_t end, int thread) {
+    const norm_t *norm = job;
+    int width = (int)norm->width;
+    const float *restrict weight = norm->weight;
+    float *restrict grad_weight = norm->sums + thread * 3 * width;
+    float *restrict grad_shift = grad_weight + width;
+    float *restrict grad_sum = grad_shift + width;
+    float kept[ROOM], apart[ROOM], scaled[ROOM];
+    uint32_t words[ROOM];
+    for (int64_t line = begin; line < end; line++) {
+        const bf16 *restrict total = norm->update + line * width;
+        const bf16 *restrict grad = norm->grad + line * width;
+        bf16 *restrict out = norm->out + line * width;
+        float mean = norm->stats[2 * line], scale = norm->stats[2 * line + 1], plain = 0.0f, along = 0.0f;
+        for (int place = 0; place < width; place++) {
+            float given = up(grad[place]), normed = (up(total[place]) - mean) * scale, value = given * weight[place];
+            grad_weight[place] += given * normed;
+            grad_shift[place] += given;
+            apart[place] = normed;
+            scaled[place] = value;
+            plain += value;
+            along += value * normed;
+        }
+        plain /= width;
+        along /= width;
+        if (norm->drop.keys) {
+            bf16 *restrict grad_update = norm->grad_update + line * width;
+            factors(&norm->drop, line, 0, width, words, kept);
+            for (int place = 0; place < width; place++) {
+                float value = scale * (scaled[place] - plain - apart[place] * along), part = value * kept[place];
+                out[place] = down(value);
+                grad_update[place] = down(part);
+                grad_sum[place] += part;
+            }
+        } else {
+            for (int place = 0; place < width; place++) {
+                float value = scale * (scaled[place] - plain - apart[place] * along);
+                out[place] = down(value);
+                grad_sum[place] += value;
+            }
+        }
+    }
+}
+
+void bertune_norm(bf16 *update, const bf16 *residual, const float *weight, const float *shift, float *stats, bf16 *out,
+                  int64_t lines, int64_t width, float eps, const uint32_t *keys, uint32_t site, int level,
+                  float factor, int threads) {
+    norm_t job = {update, residual, weight, shift, stats, out, 0, 0, 0, width, eps, {keys, site, level, factor}};
+    run(norm_lines, &job, lines, width * 8, threads);
+}
+
+void bertune_norm_back(bf16 *total, const bf16 *grad, const float *weight, float *stats, bf16 *out, bf16 *grad_update,
+                       float *sums, int64_t lines, int64_t width, const uint32_t *keys, uint32_t site, int level,
+                       float factor, int threads) {
+    norm_t job = {total, 0, weight, 0, stats, out, grad, grad_update, sums, width, 0.0f, {keys, site, level, factor}};
+    run(norm_back_lines, &job, lines, width * 8, threads);
+}
+
+/* Activation and sums over tokens ---------------------------------------------------------------------------------- */
+
+typedef struct {
+    bf16 *values;          /* look_up: in, x; out, the derivative. times: in and out. */
+    bf16 *other;           /* look_up: out, the result. times: the derivative, NULL for 1. */
+    const uint32_t *table; /* look_up: [65536], result in the lower half, derivative in the upper */
+    float *sums;           /* times: [threads, width] */
+    int64_t width;
+} point_t;
+
+FAST static void look_up_values(void *job, int64_t begin, int64_t end, int thread) {
+    const point_t *point = job;
+    const uint32_t *restrict table = point->table;
+    bf16 *restrict values = point->values, *restrict out = point->other;
+    for (int64_t place = begin; place < end; place++) {
+        uint32_t both = table[values[place]];
+        out[place] = (bf16)both;
+        values[place] = (bf16)(both >> 16);
+    }
+}
+
+FAST static void times_lines(void *job, int64_t begin, int64_t end, int thread) {
+    const point_t *point = job;
+    int width = (int)point->width;
+    float *restrict sums = point->sums + thread * width;
+    for (int64_t line = begin; line < end; line++) {
+        bf16 *restrict values = point->values + line * width;
+        if (point->other) {
+            const bf16 *restrict other = point->other + line * width;
+            for (int place = 0; place < width; place++) {
+                float value = up(values[place]) * up(other[place]);
+                values[place] = down(value);
+                sums[place] += value;
+            }
+        } else {
+            for (int place = 0; place < width; place++) sums[place] += up(values[place]);
+        }
+    }
+}
+
+/* There are no more than 65,536 bf16 numbers: any function of one is a table, exact to the last bit. */
+void bertune_look_up(bf16 *values, bf16 *out, const uint32_t *table, int64_t count, int threads) {
+    point_t job = {values, out, table, 0, 0};
+    run(look_up_values, &job, count, 16, threads);
+}
+
+void bertune_times(bf16 *values, bf16 *other, float *sums, int64_t lines, int64_t width, int threads) {
+    point_t job = {values, other, 0, sums, width};
+    run(times_lines, &job, lines, width * 6, threads);
+}

@@ -1,0 +1,205 @@
+"""The compiled part of a training step on a processor: kernels.c behind functions over tensors.
+
+The library is built when the package is installed, where there is a C compiler; without it everything runs on torch's
+own operators (see encoder.py), with the same dropout masks. Calls share torch's thread pool.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+LONGEST = 8192  # the widest line that kernels.c takes
+_BLOCK = 16  # values that it reads at once
+
+_PROTOTYPES = {  # p: pointer, n: int64, i: int, u: uint32, f: float
+    "pack": "pppnnnnni",
+    "unpack": "pppnnnnni",
+    "softmax": "ppppnnnfpuifi",
+    "softmax_back": "ppppnnnfpuifi",
+    "norm": "ppppppnnfpuifi",
+    "norm_back": "pppppppnnpuifi",
+    "look_up": "pppni",
+    "times": "pppnni",
+}
+_TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "i": ctypes.c_int, "u": ctypes.c_uint32, "f": ctypes.c_float}
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Dropout of one place in the network: keys int32 [lines, 2] and site as in noise.py."""
+
+    keys: Tensor
+    site: int
+    level: int
+    factor: float
+
+    @property
+    def arguments(self) -> tuple[int, int, int, float]:
+        return self.keys.data_ptr(), self.site & 0xFFFFFFFF, self.level, self.factor
+
+
+def _none(drop: Drop | None) -> tuple[int | None, int, int, float]:
+    return (None, 0, 0, 1.0) if drop is None else drop.arguments
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The library, joined to the thread pool of torch; None where it was not built or that pool is not found."""
+    found = importlib.util.find_spec("bertune.model._kernels")
+    if found is None or found.origin is None or not sys.platform.startswith("linux"):
+        return None
+    for path in _thread_pools():
+        try:
+            pool = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+            loaded = ctypes.CDLL(found.origin)
+            parallel, number = pool.GOMP_parallel, pool.omp_get_thread_num
+        except (OSError, AttributeError):
+            continue
+        loaded.bertune_init(ctypes.cast(parallel, ctypes.c_void_p), ctypes.cast(number, ctypes.c_void_p))
+        for name, letters in _PROTOTYPES.items():
+            function = getattr(loaded, f"bertune_{name}")
+            function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
+        return loaded
+    return None
+
+
+def _thread_pools() -> Iterator[Path]:
+    """Files of OpenMP that came with torch; the one that it loaded is the one to share."""
+    home = Path(torch.__file__).parent
+    for folder in (home / "lib", home.parent / "torch.libs"):
+        yield from sorted(folder.glob("libgomp*.so*"))
+
+
+def _library() -> ctypes.CDLL:
+    found = library()
+    assert found is not None, "kernels are asked for only where library() found them"
+    return found
+
+
+def pack(flat: Tensor, offset: int, *, rows: int, parts: int, heads: int, width: int) -> Tensor:
+    """[tokens, parts * heads * size] -> [parts, rows * heads, width, size], padding 0; offset: address of int64s."""
+    size = flat.shape[1] // (parts * heads)
+    cells = torch.empty(parts, rows * heads, width, size, dtype=flat.dtype)
+    _library().bertune_pack(
+        flat.data_ptr(), cells.data_ptr(), offset, rows, parts, heads, width, size, torch.get_num_threads()
+    )
+    return cells
+
+
+def unpack(cells: Tensor, flat: Tensor, offset: int, *, rows: int) -> None:
+    """Undo `pack`: the real cells of `cells` [parts, rows * heads, width, size] into `flat`."""
+    parts, lines, width, size = cells.shape
+    _library().bertune_unpack(
+        flat.data_ptr(), cells.data_ptr(), offset, rows, parts, lines // rows, width, size, torch.get_num_threads()
+    )
+
+
+def multiply(left: Tensor, right: Tensor) -> Tensor:
+    """torch.bmm, with the room behind the result that `softmax` and `softmax_back` ask for."""
+    shape = (left.shape[0], left.shape[1], right.shape[2])
+    count = math.prod(shape)
+    return torch.bmm(left, right, out=torch.empty(count + _BLOCK, dtype=left.dtype)[:count].view(shape))
+
+
+def softmax(scores: Tensor, offset: int, *, rows: int, scale: float, drop: Drop | None) -> tuple[Tensor, Tensor]:
+    """Weights and dropped weights of scaled `scores` [rows * heads, width, width]; the former overwrite them.
+
+    `scores` here and `grad` in `softmax_back` come from `multiply`.
+    """
+    dropped = scores if drop is None else torch.empty_like(scores)
+    _soft("softmax", scores, scores, None if drop is None else dropped, offset, rows, scale, drop)
+    return scores, dropped
+
+
+def softmax_back(
+    grad: Tensor, weights: Tensor, offset: int, *, rows: int, scale: float, drop: Drop | None
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the scores, which overwrites `grad` (that of the dropped weights), and the dropped weights."""
+    dropped = weights if drop is None else torch.empty_like(weights)
+    _soft("softmax_back", grad, weights, None if drop is None else dropped, offset, rows, scale, drop)
+    return grad, dropped
+
+
+def _soft(
+    name: str, scores: Tensor, weights: Tensor, dropped: Tensor | None, offset: int, rows: int, scale: float,
+    drop: Drop | None,
+) -> None:
+    getattr(_library(), f"bertune_{name}")(
+        scores.data_ptr(), weights.data_ptr(), None if dropped is None else dropped.data_ptr(), offset, rows,
+        scores.shape[0] // rows, scores.shape[1], scale, *_none(drop), torch.get_num_threads(),
+    )
+
+
+def norm(
+    update: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *, eps: float, drop: Drop | None
+) -> tuple[Tensor, Tensor]:
+    """LayerNorm(residual + dropout(update)) [lines, width], and its statistics [lines, 2].
+
+    The sum that is normed overwrites `update`.
+    """
+    lines, width = update.shape
+    out, stats = torch.empty_like(update), torch.empty(lines, 2)
+    _library().bertune_norm(
+        update.data_ptr(), residual.data_ptr(), weight.data_ptr(), bias.data_ptr(), stats.data_ptr(), out.data_ptr(),
+        lines, width, eps, *_none(drop), torch.get_num_threads(),
+    )
+    return out, stats
+
+
+def norm_back(
+    grad: Tensor, total: Tensor, stats: Tensor, weight: Tensor, *, drop: Drop | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of residual and update [lines, width], and sums float32 [3, width].
+
+    The sums are the gradients of weight and bias, and the gradient of the update summed over lines.
+    """
+    lines, width = grad.shape
+    out, threads = torch.empty_like(grad), torch.get_num_threads()
+    update = out if drop is None else torch.empty_like(grad)
+    sums = torch.zeros(threads, 3, width)
+    _library().bertune_norm_back(
+        total.data_ptr(), grad.data_ptr(), weight.data_ptr(), stats.data_ptr(), out.data_ptr(), update.data_ptr(),
+        sums.data_ptr(), lines, width, *_none(drop), threads,
+    )
+    return out, update, sums.sum(dim=0)
+
+
+def activate(values: Tensor, table: Tensor) -> Tensor:
+    """The function of `table` (see `activation_table`) of `values`, which its derivative overwrites."""
+    out = torch.empty_like(values)
+    _library().bertune_look_up(
+        values.data_ptr(), out.data_ptr(), table.data_ptr(), values.numel(), torch.get_num_threads()
+    )
+    return out
+
+
+def activation_table(function: Callable[[Tensor], Tensor]) -> Tensor:
+    """int32 [65536], for each bf16 number, by its bits: `function` of it in the lower half, the derivative above."""
+    every = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).float().requires_grad_()
+    with torch.enable_grad():
+        result = function(every)
+        (slope,) = torch.autograd.grad(result.sum(), every)
+    low, high = (part.detach().bfloat16().view(torch.int16).to(torch.int32) for part in (result, slope))
+    return (high << 16) | (low & 0xFFFF)
+
+
+def times_and_sum(values: Tensor, other: Tensor | None) -> Tensor:
+    """Multiply `values` [lines, width] by `other` in place; float32 [width], the sums over lines."""
+    lines, width = values.shape
+    threads = torch.get_num_threads()
+    sums = torch.zeros(threads, width)
+    _library().bertune_times(
+        values.data_ptr(), None if other is None else other.data_ptr(), sums.data_ptr(), lines, width, threads
+    )
+    return sums.sum(dim=0)

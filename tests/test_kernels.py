@@ -1,0 +1,214 @@
+"""The compiled kernels compute what torch's operators compute, with the same dropout masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bertune.errors import ConfigError
+from bertune.model import kernels, machine
+from bertune.model.classifier import ClassifierModel
+from bertune.model.encoder import ACTIVATIONS, activation_table
+from bertune.model.kernels import Drop
+from bertune.model.noise import Noise, level, mask, mask_factor
+from tiny_models import batch_of, loaded, random_rows, scrambled, tiny
+
+built = pytest.mark.skipif(kernels.library() is None, reason="kernels were not built: no C compiler at installation")
+LENGTHS = [70, 66, 33, 17, 16, 15, 5, 3]
+RATE = 0.3
+
+
+@pytest.fixture(params=[1, 2], autouse=True)
+def threads(request: pytest.FixtureRequest) -> int:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def _random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def _drop(lines: int, site: int = 4) -> Drop:
+    noise = Noise(torch.device("cpu"))
+    noise.seek(0, 1, batch_of([[5]] * lines))
+    return Drop(noise.tokens, site, level(RATE), mask_factor(RATE))
+
+
+def _close(found: torch.Tensor, expected: torch.Tensor, parts: float = 1.5) -> bool:
+    """Equal within `parts` of the last bit of bf16, or of what that is at the scale of the whole."""
+    apart = (found.float() - expected.float()).abs()
+    return bool((apart <= parts * 2**-8 * (expected.float().abs() + 0.01 * expected.float().abs().max())).all())
+
+
+@built
+@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("width", [16, 37, 384])
+def test_norm_and_its_gradient(dropout: bool, width: int) -> None:
+    lines = 300
+    drop = _drop(lines) if dropout else None
+    update, residual, grad = (_random(lines, width, seed=seed) for seed in (1, 2, 3))
+    weight, bias = _random(width, seed=4).float(), _random(width, seed=5).float()
+    kept = mask(drop.keys, width, RATE, torch.float32, site=4) * drop.factor if drop else torch.ones(lines, width)
+
+    leaves = [value.float().requires_grad_() for value in (update, residual, weight, bias)]
+    exact = leaves[1] + leaves[0] * kept
+    total = exact + (exact.bfloat16().float() - exact).detach()  # what is normed is kept in bf16
+    expected = F.layer_norm(total, (width,), leaves[2], leaves[3], 1e-5)
+    expected.backward(grad.float())
+
+    held = update.clone()
+    out, stats = kernels.norm(held, residual, weight, bias, eps=1e-5, drop=drop)
+    assert _close(held, total.detach(), 1)
+    assert _close(out, expected.detach(), 4)
+    grad_residual, grad_update, sums = kernels.norm_back(grad, held, stats, weight, drop=drop)
+    assert _close(grad_residual, leaves[1].grad, 6)
+    assert _close(grad_update, leaves[0].grad, 6)
+    assert torch.equal(grad_update == 0, kept == 0) if drop else grad_update is grad_residual
+    assert torch.allclose(sums[0], leaves[2].grad, rtol=0.01, atol=0.3)
+    assert torch.allclose(sums[1], leaves[3].grad, rtol=1e-4, atol=1e-3)
+    assert torch.allclose(sums[2], leaves[0].grad.sum(dim=0), rtol=0.01, atol=0.1)
+
+
+@built
+@pytest.mark.parametrize("dropout", [False, True])
+def test_softmax_and_its_gradient_leave_padding_out(dropout: bool) -> None:
+    lengths = np.array([37, 30, 16, 1])
+    rows, heads, width, scale = len(lengths), 3, 37, 0.25
+    offset = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
+    drop = _drop(int(lengths.sum())) if dropout else None
+    real = torch.arange(width) < torch.from_numpy(lengths)[:, None]
+    left, right, other = (_random(rows * heads, width, width, seed=seed) for seed in (1, 2, 3))
+    scores, grad = kernels.multiply(left, right), kernels.multiply(left, other)
+
+    leaf = scores.float().view(rows, heads, width, width).requires_grad_()
+    weights = torch.softmax((leaf * scale).masked_fill(~real[:, None, None, :], -torch.inf), dim=-1)
+    factor = torch.ones(rows, heads, width, width)
+    if drop is not None:
+        cells = torch.where(real, offset[:-1, None] + torch.arange(width), 0)
+        factor = mask(drop.keys[cells], width, RATE, torch.float32, site=4, heads=heads) * drop.factor
+    used = weights * factor * (real[:, None, :, None] & real[:, None, None, :])
+    used.backward(grad.float().view_as(used))
+
+    def flat(values: torch.Tensor) -> torch.Tensor:
+        return values.detach().reshape(rows * heads, width, width)
+
+    found, dropped = kernels.softmax(scores, offset.data_ptr(), rows=rows, scale=scale, drop=drop)
+    assert _close(found, flat(weights * real[:, None, :, None]), 2)
+    assert _close(dropped, flat(used), 4)
+    found_grad, again = kernels.softmax_back(grad, found, offset.data_ptr(), rows=rows, scale=scale, drop=drop)
+    assert torch.equal(again, dropped)
+    expected = flat(leaf.grad)
+    assert torch.allclose(found_grad.float(), expected, rtol=0.03, atol=0.01 * float(expected.abs().max()))
+
+
+@built
+def test_packing_moves_every_value_and_pads_with_zeros() -> None:
+    lengths = np.array([5, 4, 1])
+    offset = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
+    flat = _random(10, 3 * 2 * 8)
+    cells = kernels.pack(flat, offset.data_ptr(), rows=3, parts=3, heads=2, width=5)
+    assert cells.shape == (3, 6, 5, 8)
+    for row, length in enumerate(lengths):
+        expected = flat[offset[row] : offset[row + 1]].view(length, 3, 2, 8).permute(1, 2, 0, 3)
+        assert torch.equal(cells[:, 2 * row : 2 * row + 2, :length], expected)
+        assert not cells[:, 2 * row : 2 * row + 2, length:].any()
+    back = torch.zeros_like(flat)
+    kernels.unpack(cells, back, offset.data_ptr(), rows=3)
+    assert torch.equal(back, flat)
+
+
+@built
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_are_exact_for_every_number(name: str) -> None:
+    every = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    values = every[every.isfinite()].clone()
+    leaf = values.float().requires_grad_()
+    expected = ACTIVATIONS[name](leaf)
+    (slope,) = torch.autograd.grad(expected.sum(), leaf)
+    out = kernels.activate(values, activation_table(name))
+    assert torch.equal(out, expected.bfloat16())
+    assert torch.equal(values.nan_to_num(7), slope.bfloat16().nan_to_num(7))  # torch's own overflows here and there
+    nothing = torch.tensor([torch.nan], dtype=torch.bfloat16)
+    assert kernels.activate(nothing, activation_table(name)).isnan().all() or name == "relu"
+
+
+@built
+def test_products_and_sums_over_tokens() -> None:
+    values, other = _random(300, 50, seed=1), _random(300, 50, seed=2)
+    product = values.float() * other.float()
+    assert torch.allclose(kernels.times_and_sum(values, other), product.sum(dim=0), rtol=1e-4, atol=1e-3)
+    assert torch.equal(values, product.bfloat16())
+    assert torch.allclose(kernels.times_and_sum(other, None), other.float().sum(dim=0), rtol=1e-4, atol=1e-3)
+
+
+def _step(model: ClassifierModel, how: str, noise: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    batch = batch_of(random_rows(LENGTHS))
+    source = Noise(torch.device("cpu"))
+    source.seek(0, 1, batch)
+    dtype = torch.float32 if how == "fp32" else torch.bfloat16
+    model.encoder.compute_in(dtype, kernels="torch" if how == "fp32" else how)
+    logits = model(model.inputs(batch), noise=source if noise else None)
+    F.cross_entropy(logits, torch.arange(len(LENGTHS)) % 3).backward()
+    return logits.detach(), {name: value.grad.float() for name, value in model.named_parameters()}
+
+
+def _model(case: str, folder: Path) -> ClassifierModel:
+    tiny(case).save_pretrained(folder)
+    model, _ = loaded(folder, pooling="mean")
+    scrambled(model.head)
+    return model
+
+
+@built
+@pytest.mark.parametrize("noise", [False, True])
+@pytest.mark.parametrize("case", ["bert", "roberta", "distilbert", "electra"])
+def test_a_whole_step_is_as_near_to_fp32_as_with_torchs_operators(case: str, noise: bool, tmp_path: Path) -> None:
+    """The masks are the same in all three, or the gradients would have nothing in common."""
+    exact, torchs, ours = (_step(_model(case, tmp_path), how, noise) for how in ("fp32", "torch", "compiled"))
+    assert _model(case, tmp_path).encoder.compute_in(torch.bfloat16, kernels="compiled").layers[0].compiled
+    assert (ours[0] - exact[0]).abs().max() <= 2 * (torchs[0] - exact[0]).abs().max() + 1e-3
+
+    def error(found: dict[str, torch.Tensor]) -> float:
+        parts = [(found[name] - value).norm() / value.norm().clamp_min(1e-3) for name, value in exact[1].items()]
+        return float(torch.stack(parts).mean())
+
+    assert error(ours[1]) <= 1.5 * error(torchs[1]) + 0.005
+
+
+@built
+def test_what_is_not_a_number_stays_visible(tmp_path: Path) -> None:
+    model = _model("bert", tmp_path)
+    model.encoder.compute_in(torch.bfloat16, kernels="compiled")
+    with torch.no_grad():
+        model.encoder.layers[0].qkv.bias[0] = torch.nan  # type: ignore[union-attr]
+    assert model(model.inputs(batch_of(random_rows(LENGTHS)))).isnan().all()
+
+
+@built
+def test_the_same_step_gives_the_same_bits(tmp_path: Path) -> None:
+    first, second = (_step(_model("bert", tmp_path), "compiled", True) for _ in "ab")
+    assert torch.equal(first[0], second[0])
+    assert all(torch.equal(value, second[1][name]) for name, value in first[1].items())
+
+
+def test_kernels_that_were_not_built_are_missed_only_where_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    assert machine.choose_kernels("auto", "cpu", "bf16") == "torch"
+    with pytest.raises(ConfigError, match="are built when bertune is installed"):
+        machine.choose_kernels("compiled", "cpu", "bf16")
+    with pytest.raises(ConfigError, match="for bf16 on a processor; this run computes in fp32 on cpu"):
+        machine.choose_kernels("compiled", "cpu", "fp32")
+
+
+def test_layers_that_kernels_do_not_know_stay_with_torch(tmp_path: Path) -> None:
+    tiny("modernbert").save_pretrained(tmp_path)
+    model, _ = loaded(tmp_path)
+    assert not any(layer.compiled for layer in model.encoder.compute_in(torch.bfloat16, kernels="compiled").layers)
+
+

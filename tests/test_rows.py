@@ -66,7 +66,7 @@ def test_a_null_text_names_the_row_unless_it_is_allowed() -> None:
 
 
 def test_a_list_in_a_text_column_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"row 1, column 'text': expected text, found a list \(\['a', 'b'\]\)"):
+    with pytest.raises(DataError, match=r"row 1, column 'text': expected text, found list \(\['a', 'b'\]\)"):
         rows_of(SINGLE, table({"text": [["a", "b"], ["c"]]}), allow_empty=True)
 
 

@@ -65,7 +65,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
         labels, names = self._labels(y, len(next(iter(columns.values()))))
         taken = sorted(set(columns) & set(labels))
         if taken:
-            raise DataError(f"X: the column name '{taken[0]}' is needed for the labels. Rename it.")
+            raise DataError(
+                f"X: the column '{taken[0]}' would be read as text, and has the name of the labels. Name the text "
+                "columns with text=[...], or rename it."
+            )
         data = {
             "text": first, "text_pair": second, "label": list(labels), "valid": self.validation,
             "hold_out": False, "labels": names, "task": "multi" if self.multilabel_ else "single",
@@ -144,7 +147,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
                 if name not in columns:
                     raise ConfigError(f"X has no column '{name}'; its columns are {', '.join(columns)}.")
             return {name: columns[name] for name in (*first, *second)}, first, second
-        rows = [] if isinstance(X, str) else _plain(X)
+        rows = [] if isinstance(X, str | Mapping) else _plain(X)
         if not len(rows):
             raise DataError("X: expected a list, array or frame of texts with at least one row.")
         if isinstance(rows[0], str):
@@ -159,18 +162,28 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def _labels(self, y: Any, count: int) -> tuple[dict[str, list[Any]], list[str]]:
         """Label columns by name and label names in order; sets `classes_` and `multilabel_`."""
-        values = np.asarray(_plain(y)) if not hasattr(y, "toarray") else y.toarray()
+        if y is None:
+            raise DataError("y is missing: pass a label for each row.")
+        given = y.toarray().tolist() if hasattr(y, "toarray") else _plain(y)  # the first: sparse indicators
+        given = [value.tolist() if hasattr(value, "tolist") else value for value in given]
+        if any(is_missing(value) for value in given):  # numpy would make a label 'nan' of them
+            raise DataError("y: some labels are missing. Leave those rows out.")
+        widths = {len(value) if isinstance(value, list | tuple) else 0 for value in given}
+        if len(widths) > 1 or any(isinstance(value, set | frozenset | dict) for value in given):
+            raise DataError(
+                "y: expected one label a row, or 0/1 indicators [rows, labels]. Lists of labels become those with "
+                "sklearn.preprocessing.MultiLabelBinarizer."
+            )
+        values = np.asarray(given)
         if len(values) != count:
             raise DataError(f"y has {len(values)} labels and X has {count} rows; they must be as many.")
         self.multilabel_ = values.ndim == 2 and values.shape[1] > 1
         if self.multilabel_:
-            given = getattr(y, "columns", None)
-            names = [f"label_{n}" for n in range(values.shape[1])] if given is None else [str(name) for name in given]
-            self.classes_ = np.array(names, dtype=object) if given is not None else np.arange(values.shape[1])
+            named = getattr(y, "columns", None)
+            names = [f"label_{n}" for n in range(values.shape[1])] if named is None else [str(name) for name in named]
+            self.classes_ = np.array(names, dtype=object) if named is not None else np.arange(values.shape[1])
             return {name: values[:, place].tolist() for place, name in enumerate(names)}, names
         values = values.reshape(count)
-        if any(is_missing(value) for value in values.tolist()):
-            raise DataError("y: some labels are missing. Leave those rows out.")
         try:
             self.classes_, numbers = np.unique(values, return_inverse=True)
         except TypeError:
@@ -236,7 +249,7 @@ def _text(value: Any, row: int, column: str, *, numbers: bool = True) -> str:
         return ""
     if numbers and isinstance(value, int | float):
         return str(value)
-    raise DataError(f"X row {row}, column '{column}': expected text, found a {type(value).__name__}.")
+    raise DataError(f"X row {row}, column '{column}': expected text, found {type(value).__name__} {value!r:.40}.")
 
 
 def _names(names: str | Sequence[str] | None) -> list[str]:

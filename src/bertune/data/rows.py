@@ -53,7 +53,10 @@ def is_missing(value: object) -> bool:
     """Whether a cell holds nothing: null, NaN, or white space only."""
     if isinstance(value, str):
         return not value or value.isspace()
-    return value is None or value != value
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas' NA is neither equal nor unequal to anything
+        return True
 
 
 def rows_of(task: Task, table: Table, *, allow_empty: bool) -> Rows:
@@ -93,7 +96,7 @@ def _texts(table: Table, name: str, allow_empty: bool) -> list[str]:
             texts.append(str(cell))
         else:
             raise DataError(
-                f"{table.place(row)}, column '{name}': expected text, found a {type(cell).__name__} ({_short(cell)}). "
+                f"{table.place(row)}, column '{name}': expected text, found {type(cell).__name__} ({_short(cell)}). "
                 "Name a column of texts with --text or --text-pair."
             )
     return texts
@@ -139,7 +142,8 @@ def _cells(task: Task, item: object, place: str) -> list[str]:
         if task.is_pair and len(texts) == 2:
             blank = [""] * (len(task.text) - 1), [""] * (len(task.text_pair) - 1)
             return [texts[0], *blank[0], texts[1], *blank[1]]
-        raise DataError(f"{place}: expected {len(columns)} texts ({listed(columns)}), found {len(texts)}.")
+        wanted = f"{len(columns)} text{'' if len(columns) == 1 else 's'} ({listed(columns)})"
+        raise DataError(f"{place}: expected {wanted}, found {len(texts)}.")
     wanted = "(first, second)" if task.is_pair else "a string"
     raise DataError(f"{place}: expected {wanted} or a dict by column, found {type(item).__name__} ({_short(item)}).")
 
@@ -147,7 +151,8 @@ def _cells(task: Task, item: object, place: str) -> list[str]:
 def _cell_of_dict(item: Mapping[Any, Any], name: str, place: str) -> str:
     if name not in item:
         keys = [str(key) for key in item]
-        raise DataError(f"{place}: no column '{name}'{nearest(name, keys) or '; it has ' + (listed(keys) or 'none')}.")
+        near = nearest(name, keys) or f"; it has {listed(keys) or 'none'}."
+        raise DataError(f"{place}: no column '{name}'{near}")
     value = item[name]
     if is_missing(value) and not isinstance(value, str):
         return ""

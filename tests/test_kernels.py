@@ -138,6 +138,13 @@ def test_activations_are_exact_for_every_number(name: str) -> None:
     assert kernels.activate(nothing, activation_table(name)).isnan().all() or name == "relu"
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_table_of_an_activation_is_the_same_where_no_gradients_are_kept(name: str) -> None:
+    with torch.inference_mode():
+        table = kernels.activation_table(ACTIVATIONS[name])
+    assert torch.equal(table, kernels.activation_table(ACTIVATIONS[name]))
+
+
 @built
 def test_products_and_sums_over_tokens() -> None:
     values, other = _random(300, 50, seed=1), _random(300, 50, seed=2)

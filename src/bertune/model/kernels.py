@@ -31,6 +31,8 @@ _PROTOTYPES = {  # p: pointer, n: int64, i: int, u: uint32, f: float
     "norm_back": "pppppppnnpuifi",
     "look_up": "pppni",
     "times": "pppnni",
+    "adam": "ppppppnfffffffi",
+    "square_sum": "pppni",
 }
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "i": ctypes.c_int, "u": ctypes.c_uint32, "f": ctypes.c_float}
 
@@ -186,8 +188,9 @@ def activate(values: Tensor, table: Tensor) -> Tensor:
 
 def activation_table(function: Callable[[Tensor], Tensor]) -> Tensor:
     """int32 [65536], for each bf16 number, by its bits: `function` of it in the lower half, the derivative above."""
-    every = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).float().requires_grad_()
-    with torch.enable_grad():
+    # Frozen layers and predictions ask for it in inference mode, where nothing has a derivative.
+    with torch.inference_mode(False), torch.enable_grad():
+        every = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).float().requires_grad_()
         result = function(every)
         (slope,) = torch.autograd.grad(result.sum(), every)
     low, high = (part.detach().bfloat16().view(torch.int16).to(torch.int32) for part in (result, slope))
@@ -203,3 +206,29 @@ def times_and_sum(values: Tensor, other: Tensor | None) -> Tensor:
         values.data_ptr(), None if other is None else other.data_ptr(), sums.data_ptr(), lines, width, threads
     )
     return sums.sum(dim=0)
+
+
+def adam(
+    weight: Tensor, mean: Tensor, square: Tensor, low: Tensor | None, grad: Tensor, *, scale: float,
+    betas: tuple[float, float], rate: float, root: float, eps: float, keep: float,
+) -> None:
+    """One step for fp32 `weight` and its moments, and its bf16 copy `low`; grad: fp32 or bf16, multiplied by `scale`.
+
+    weight = keep weight - rate mean / (sqrt(square) root + eps).
+    """
+    half = grad.dtype == torch.bfloat16
+    _library().bertune_adam(
+        weight.data_ptr(), mean.data_ptr(), square.data_ptr(), None if low is None else low.data_ptr(),
+        grad.data_ptr() if half else None, None if half else grad.data_ptr(), weight.numel(), scale, *betas, rate, root,
+        eps, keep, torch.get_num_threads(),
+    )
+
+
+def square_sum(grad: Tensor) -> float:
+    """Sum of the squares of `grad`, fp32 or bf16."""
+    half, threads = grad.dtype == torch.bfloat16, torch.get_num_threads()
+    sums = torch.zeros(threads, dtype=torch.float64)
+    _library().bertune_square_sum(
+        grad.data_ptr() if half else None, None if half else grad.data_ptr(), sums.data_ptr(), grad.numel(), threads
+    )
+    return float(sums.sum())

@@ -313,8 +313,9 @@ class TestErrors:
             (TEXTS, np.full((60, 3), 2), "0 or 1"),
             (["", *TEXTS[1:]], LABELS, "row 1.*the text is empty"),
         ],
-        ids=["lengths", "a missing label", "a label that is no number", "NaN among texts", "NA among texts", "no labels",
-             "lists of labels", "sets of labels", "labels among the texts", "a dict", "one class", "no rows", "one string",
+        ids=["lengths", "a missing label", "a label that is no number", "NaN among texts", "NA among texts",
+             "no labels", "lists of labels", "sets of labels", "labels among the texts", "a dict", "one class",
+             "no rows", "one string",
              "numbers in columns", "numbers", "a number among texts", "a pair among texts", "a text among pairs",
              "no indicators", "an empty text"],
     )  # fmt: skip

@@ -127,7 +127,7 @@ class TestForms:
         ("rows", "message"),
         [
             ("the cat", "expected a list of rows, found one str"),
-            ([("a", "b")], r"rows\[0\]: expected 1 texts"),
+            ([("a", "b")], r"rows\[0\]: expected 1 text "),
             ([{"txet": "a"}], r"rows\[0\]: no column 'text'; did you mean 'txet'"),
             (["a", 3], r"rows\[1\]: expected a string or a dict by column, found int"),
             (pd.DataFrame({"TEXT": ["a"]}), "text"),

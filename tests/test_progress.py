@@ -143,3 +143,39 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> No
         clock.now = 4.0
         meter.advance(8)
     assert stream.getvalue() == "rows 8 of 10 (80 %), 2 rows/s\n"
+
+
+def test_many_rows_beside_the_steps_have_a_line_of_their_own() -> None:
+    stream, clock = io.StringIO(), Clock()
+    display = Display(stream=stream, clock=clock)
+    with display.work("Measuring test", 1000) as advance:
+        for done in (500, 1000):
+            clock.now += 5
+            advance(done)
+    assert stream.getvalue().splitlines() == [
+        "Measuring test: rows 500 of 1,000 (50 %), 100 rows/s",
+        "Measuring test: rows 1,000 of 1,000 (100 %), 100 rows/s",
+    ]
+
+
+def test_between_steps_they_are_told_beside_the_training() -> None:
+    stream, clock = io.StringIO(), Clock()
+    display = Display(stream=stream, clock=clock)
+    display.begin(plan(200), 0)
+    with display.work("Measuring valid", 9000) as advance:
+        for done in range(1000, 9001, 1000):
+            clock.now += 10
+            advance(done)
+    clock.now += 10
+    display.step(step(10))
+    assert [line.split(", ")[0] for line in stream.getvalue().splitlines()] == [
+        *(f"Measuring valid: rows {done:,} of 9,000" for done in (3000, 6000, 9000)), "step 10 of 200 (5 %)",
+    ]  # fmt: skip
+
+    stream = Terminal()
+    display = Display(stream=stream)
+    display.begin(plan(200), 0)
+    with display.work("Measuring valid", 9000) as advance:
+        advance(4000)
+    display.end()
+    assert "Measuring valid: rows 4,000 of 9,000" in stream.getvalue()

@@ -10,7 +10,8 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -51,10 +52,22 @@ class Display:
         else:
             print(text, file=self.stream, flush=True)
 
-    def measure(self, total: int | None, unit: str) -> Meter:
-        """How far some work is, to be closed at its end; sentences go above it."""
-        self.meter = Meter(total, unit, stream=self.stream, quiet=self.quiet, clock=self.clock, closed=self._forget)
+    def measure(self, total: int | None, unit: str, *, title: str = "") -> Meter:
+        """How far some work is, to be closed at its end; sentences go above it. title: what the work is."""
+        self.meter = Meter(
+            total, unit, title=title, stream=self.stream, quiet=self.quiet, clock=self.clock, closed=self._forget
+        )
         return self.meter
+
+    @contextmanager
+    def work(self, what: str, rows: int) -> Iterator[Callable[[int], None]]:
+        """Many rows are computed: with a bar of their own, or beside that of the training."""
+        outer = self.meter
+        if outer is None:
+            with self.measure(rows, "rows", title=what) as meter:
+                yield meter.advance
+        else:
+            yield lambda done: outer.aside(f"{what}: rows {done:,} of {rows:,}")
 
     def _forget(self) -> None:
         self.meter = None
@@ -110,17 +123,18 @@ class Meter:
     """
 
     def __init__(
-        self, total: int | None, unit: str, *, stream: TextIO, quiet: bool = False, clock: Clock = time.monotonic,
-        closed: Callable[[], None] = lambda: None,
+        self, total: int | None, unit: str, *, title: str = "", stream: TextIO, quiet: bool = False,
+        clock: Clock = time.monotonic, closed: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.total, self.unit, self.stream, self.quiet, self.clock, self.closed = (
             total, unit, stream, quiet, clock, closed
         )  # fmt: skip
+        self.title = f"{title}: " if title else ""
         self.started = clock()
         self._shown = (0, self.started)  # the last plain line: how far, and when
         self._bar: tuple[Progress, TaskID] | None = None
         if not quiet and is_terminal(stream):
-            self._bar = _start_bar(stream, total, unit)
+            self._bar = _start_bar(stream, total, self.title + unit)
 
     def __enter__(self) -> Meter:
         return self
@@ -138,12 +152,21 @@ class Meter:
         elif self._is_due(done):
             self._shown = done, self.clock()
             share = f" of {self.total:,} ({100 * done // self.total} %)" if self.total else ""
-            print(", ".join([f"{self.unit} {done:,}{share}", *parts]), file=self.stream, flush=True)
+            print(", ".join([f"{self.title}{self.unit} {done:,}{share}", *parts]), file=self.stream, flush=True)
 
     def advance(self, done: int) -> None:
         """`update` with the speed since the start."""
         seconds = self.clock() - self.started
         self.update(done, [f"{done / seconds:,.0f} {self.unit}/s"] if seconds > 0 else [])
+
+    def aside(self, text: str) -> None:
+        """Other work for a while: shown beside the bar, or on a line of its own every 30 seconds."""
+        if self._bar is not None:
+            bar, task = self._bar
+            bar.update(task, parts=text)
+        elif not self.quiet and self.clock() - self._shown[1] >= EVERY_SECONDS:
+            self._shown = self._shown[0], self.clock()
+            print(text, file=self.stream, flush=True)
 
     def _is_due(self, done: int) -> bool:
         far, when = self._shown

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,8 +23,8 @@ CHUNK = 4096  # rows tokenized and computed at once: enough to sort by length, l
 class Backend(Protocol):
     """What computes logits."""
 
-    def logits(self, encoded: Encoded) -> np.ndarray:
-        """float32 [rows, labels]."""
+    def logits(self, encoded: Encoded, *, advance: Callable[[int], None] | None = None) -> np.ndarray:
+        """float32 [rows, labels]; `advance` is told from time to time how many rows are done."""
 
 
 class Predictor:

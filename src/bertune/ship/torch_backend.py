@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,6 @@ class TorchBackend:
     def dtype(self) -> torch.dtype:
         return self.machine.dtype
 
-    def logits(self, encoded: Encoded) -> np.ndarray:
-        """float32 [rows, labels]."""
-        return infer_logits(self.model, encoded, budget=self.machine.token_budget)
+    def logits(self, encoded: Encoded, *, advance: Callable[[int], None] | None = None) -> np.ndarray:
+        """float32 [rows, labels]; `advance` is told from time to time how many rows are done."""
+        return infer_logits(self.model, encoded, budget=self.machine.token_budget, advance=advance)

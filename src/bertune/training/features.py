@@ -5,6 +5,7 @@ Frozen layers see no dropout then, since one pass serves all epochs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,10 @@ class Features:
     precision of the run, in a temporary file that is mapped.
     """
 
-    def __init__(self, model: ClassifierModel, encoded: Encoded, *, start: int, budget: int, path: Path) -> None:
+    def __init__(
+        self, model: ClassifierModel, encoded: Encoded, *, start: int, budget: int, path: Path,
+        advance: Callable[[int], None] = lambda done: None,
+    ) -> None:  # fmt: skip
         self.encoded, self.start, self.path = encoded, start, path
         # The last norm of modernbert lies above the layers, and is trained with them where only layers are frozen.
         above = any(value.requires_grad for value in model.encoder.parameters())
@@ -40,14 +44,15 @@ class Features:
             # numpy has no bf16; its bits travel as int16
             kind = np.float32 if self.dtype == torch.float32 else np.int16
             self.states = np.memmap(path, dtype=kind, mode="w+", shape=(int(encoded.offsets[-1]), hidden))
-        done = False
+        done = 0
         try:
             with torch.inference_mode():
                 for batch in evaluation_batches(encoded, budget=budget):
                     self._fill(model, batch)
-            done = True
+                    done += len(batch)
+                    advance(done)
         finally:
-            if not done:  # Ctrl-C or a full disk; the file may be large
+            if done < len(encoded):  # Ctrl-C or a full disk; the file may be large
                 self.close()
 
     def _fill(self, model: ClassifierModel, batch: Batch) -> None:

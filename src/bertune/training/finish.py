@@ -26,6 +26,7 @@ from bertune.model.machine import Machine, peak_memory
 from bertune.presets import PRESETS
 from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
+from bertune.training.listen import Listener
 
 if TYPE_CHECKING:
     from bertune.config import TrainConfig
@@ -48,7 +49,7 @@ def finish(
     for name in ("valid", "test"):
         if name in fit.prepared.splits:
             split = fit.prepared.splits[name]
-            metrics[name] = judge(predictor, split, out / "run" / f"predictions-{name}.parquet")
+            metrics[name] = judge(predictor, split, out / "run" / f"predictions-{name}.parquet", fit.listener)
             metrics[name]["padding_share"] = evaluation_padding(split.tokens, fit.machine, encoder)
     write_atomic(out / "README.md", model_card(card_info(fit, bundle, base, metrics, out)))
     plot_curves(progress.history, out / "run" / "curves.png", metric=metric)
@@ -92,15 +93,15 @@ def keep_good(
     return f"The weights of step {fit.good_step:,} are kept in {place}, which --model and bertune predict take."
 
 
-def judge(predictor: Predictor, split: Split, predictions: Path | None) -> dict[str, Any]:
+def judge(predictor: Predictor, split: Split, predictions: Path, listener: Listener) -> dict[str, Any]:
     """Metrics of a split, and its predictions as a Parquet file."""
     begin = time.perf_counter()
-    logits = predictor.backend.logits(split.tokens)
+    with listener.work(f"Measuring {split.name} with the result", len(split)) as advance:
+        logits = predictor.backend.logits(split.tokens, advance=advance)
     seconds = time.perf_counter() - begin
     task = predictor.task
     metrics = evaluate(task.kind, task.labels, logits, split.targets)
-    if predictions is not None:
-        write_predictions(predictor, split, logits, predictions)
+    write_predictions(predictor, split, logits, predictions)
     return {
         **metrics, "rows": len(split), "seconds": seconds, "examples_per_second": len(split) / seconds,
         "tokens_per_second": int(split.tokens.offsets[-1]) / seconds, "peak_memory_bytes": peak_memory(),

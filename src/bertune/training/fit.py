@@ -207,10 +207,11 @@ class Fit:
             split = self.prepared.splits.get(name)
             if split is None or (name == "test" and not self.config.train.evaluate_test):
                 continue
-            logits = infer_logits(
-                self.model, split.tokens, budget=self.course.token_budget, check=stop.check,
-                forward=self._forward(name),
-            )
+            with self.listener.work(f"Measuring {name}", len(split)) as advance:
+                logits = infer_logits(
+                    self.model, split.tokens, budget=self.course.token_budget, check=stop.check,
+                    forward=self._forward(name), advance=advance,
+                )
             records.append(self._measured(name, logits, split))
         seconds = time.perf_counter() - begin
         for record in records:
@@ -315,9 +316,10 @@ class Fit:
         self.listener.say(f"Frozen layers: {start}. They run once, and their output is kept.")
         for name, split in splits.items():
             path = self.run_folder / f"frozen-{name}.tmp"
-            self._features[name] = Features(
-                self.model, split.tokens, start=start, budget=self.machine.token_budget, path=path
-            )
+            with self.listener.work(f"Frozen layers, {name}", len(split)) as advance:
+                self._features[name] = Features(
+                    self.model, split.tokens, start=start, budget=self.machine.token_budget, path=path, advance=advance
+                )
         self.course.features = self._features["train"]
 
     def is_visited(self, name: str) -> bool:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, TypeAlias
 
 from bertune.training.loop import Step
 from bertune.training.settle import Plan
+
+Work: TypeAlias = AbstractContextManager[Callable[[int], None]]
 
 
 class Listener(Protocol):
@@ -22,6 +26,9 @@ class Listener(Protocol):
 
     def evaluated(self, record: dict[str, Any], metric: str) -> None:
         """A split was measured: an `eval` record of history.jsonl, and the metric that chooses the best."""
+
+    def work(self, what: str, rows: int) -> Work:
+        """`with` this, many rows are computed beside the steps; it gives the function to tell how many are done."""
 
     def end(self) -> None:
         """Training is over, however it ended."""
@@ -41,6 +48,9 @@ class Silent:
 
     def evaluated(self, record: dict[str, Any], metric: str) -> None:
         pass
+
+    def work(self, what: str, rows: int) -> Work:
+        return nullcontext(lambda done: None)
 
     def end(self) -> None:
         pass

@@ -230,7 +230,8 @@ def test_a_malicious_pickle_is_refused_and_its_code_does_not_run(tmp_path: Path,
     victim = tmp_path / "ran"
     params = malicious_params(victim, form=form)
     write_archive(tmp_path / "a.zip", params, VOCABULARY)
-    assert "refused" in _refused(tmp_path / "a.zip", tmp_path / "out")
+    message = _refused(tmp_path / "a.zip", tmp_path / "out")
+    assert "refused: it" in message and "weights_only" not in message, "torch advises to load such a file all the same"
     assert not victim.exists()
     if form == "bare pickle":
         pickle.loads(params)

@@ -90,6 +90,10 @@ def test_a_folder_without_a_config_is_an_error_that_says_what_is_missing(tmp_pat
 def test_a_single_file_is_an_error_that_asks_for_its_folder(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert "pass the folder that holds it" in _fail("model.safetensors")
+    (tmp_path / "pretrained.params").write_bytes(b"")
+    assert "one of the book's two files (pretrained.params and vocab.json); pass their folder" in _fail(
+        "pretrained.params"
+    )
 
 
 def test_a_revision_of_a_local_path_is_an_error(tmp_path: Path) -> None:

@@ -199,6 +199,8 @@ def _local(path: Path) -> Source:
     if path.is_file():
         if path.name.lower().endswith(ARCHIVES):
             return Source(path, "archive", path.name)
+        if path.name in D2L_FILES:
+            raise ModelError(f"{path} is one of the book's two files ({' and '.join(D2L_FILES)}); pass their folder.")
         raise ModelError(
             f"{path} is a single file; pass the folder that holds it with {CONFIG} and the tokenizer files, "
             f"or an archive ({', '.join(ARCHIVES)})."

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import struct
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
@@ -31,12 +33,16 @@ def load_pickled(file: Path | IO[bytes], *, place: str) -> dict[str, Tensor]:
     Only tensors are rebuilt: a pickle that asks for anything else is refused before any of its code runs.
     """
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about kinds of pickles that are refused below
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = " ".join(str(error).split())
+        # torch's own words go on to say how the file can be loaded all the same, which is bad advice here.
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"it asks to run '{asked[1]}' on being opened" if asked else "it is damaged, or not written by torch.save"
         raise ModelError(
-            f"{place}: refused, because it is damaged or asks to run code instead of holding tensors alone "
-            f"({wanted[:160]}). Get the file from its publisher, or a safetensors version of it."
+            f"{place}: refused: {why}, and must hold tensors alone. "
+            "Get the file from its publisher, or a safetensors version of it."
         ) from None
     except _DAMAGED as error:
         reason = " ".join(str(error).split())[:160]

@@ -2,7 +2,7 @@
 # make test    ruff, mypy and pytest
 # make lint    ruff and mypy alone
 # make clean   remove what these made
-# Each makes a virtual environment in .venv first and reuses it until pyproject.toml or constraints.txt changes.
+# Each makes a virtual environment in .venv first and reuses it until what it was made from changes.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -32,7 +32,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt setup.py src/bertune/model/kernels.c
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'bertune needs Python 3.10 or newer: make PYTHON=...')"
 	@echo "installing into $(VENV) (a few minutes, once)"
 	@$(PYTHON) -m venv $(VENV)
@@ -47,4 +47,4 @@ $(VENV)/.dev: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo build src/*.egg-info src/bertune/model/_kernels* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -118,7 +118,9 @@ def ours(spec: dict[str, Any], pacer: Pacer) -> None:
         token_budget=machine.token_budget, clip=config.clip, seed=0,
         running=np.zeros((len(train), train.num_labels), np.float32),
     )
-    optimizer = Optimizer(model, config, lr=spec["lr"], steps=STEPS, full=full)
+    optimizer = Optimizer(
+        model, config, lr=spec["lr"], steps=STEPS, full=full, compiled=machine.kernels == "compiled"
+    )
     finished = 0
 
     def batches() -> Iterator[tuple[Tensor, np.ndarray]]:

@@ -219,3 +219,31 @@ def test_layers_that_kernels_do_not_know_stay_with_torch(tmp_path: Path) -> None
     assert not any(layer.compiled for layer in model.encoder.compute_in(torch.bfloat16, kernels="compiled").layers)
 
 
+
+
+@built
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adam_steps_as_torchs_does(dtype: torch.dtype) -> None:
+    weight, low = _random(9000).float(), _random(9000)
+    master, mean, square = weight.clone(), torch.zeros(9000), torch.zeros(9000)
+    theirs = torch.nn.Parameter(weight)
+    optimizer = torch.optim.AdamW([theirs], lr=0.01, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1)
+    for step in range(1, 4):
+        grad = _random(9000, seed=step).to(dtype)
+        theirs.grad = grad.float() * 0.5
+        optimizer.step()
+        kernels.adam(
+            master, mean, square, low, grad, scale=0.5, betas=(0.9, 0.98), rate=0.01 / (1 - 0.9**step),
+            root=1 / (1 - 0.98**step) ** 0.5, eps=1e-6, keep=1 - 0.01 * 0.1,
+        )
+    assert torch.allclose(master, theirs.detach(), rtol=1e-5, atol=1e-6)
+    assert torch.equal(low, master.bfloat16())
+
+
+@built
+def test_sums_of_squares() -> None:
+    grads = [_random(70_001), _random(11, 13).float(), torch.empty(0)]
+    expected = sum(float(grad.double().square().sum()) for grad in grads)
+    assert kernels.square_sum(grads) == pytest.approx(expected, rel=1e-6)
+    assert kernels.square_sum([torch.tensor([torch.inf])]) == float("inf")
+    assert kernels.square_sum([]) == 0

@@ -80,7 +80,7 @@ class TestMicroBatches:
             training = Training(tiny_bert, dropout=0.0, token_budget=budget, batch_size=ROWS, steps=1)
             found: list[Tensor] = []
             training.optimizer.apply = lambda step: found.extend(  # type: ignore[method-assign]
-                value.grad.flatten().clone() for value in training.optimizer.masters if value.grad is not None
+                grad.flatten().clone() for grad in training.optimizer.grads if grad is not None
             )
             step = training.steps()[0]
             return step.loss, step.norm, torch.cat(found)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bertune.config import TrainConfig
+from bertune.model import kernels
 from bertune.model.classifier import ClassifierModel
 from bertune.model.noise import Noise
 from bertune.training.optim import Optimizer, RowAdam, freeze, learning_rates
@@ -192,6 +193,14 @@ def new_optimizer(model: ClassifierModel, values: TrainConfig) -> Optimizer:
 
 
 class TestOptimizer:
+    @pytest.fixture(params=[False, True], ids=["torch", "compiled"], autouse=True)
+    def _both_ways(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+        if request.param and kernels.library() is None:
+            pytest.skip("kernels were not built: no C compiler at installation")
+        defaults = Optimizer.__init__.__kwdefaults__
+        assert defaults is not None
+        monkeypatch.setitem(defaults, "compiled", request.param)
+
     @pytest.mark.parametrize(
         ("values", "decay"),
         [

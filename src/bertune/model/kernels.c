@@ -465,3 +465,74 @@ void bertune_times(bf16 *values, bf16 *other, float *sums, int64_t lines, int64_
     point_t job = {values, other, 0, sums, width};
     run(times_lines, &job, lines, width * 6, threads);
 }
+
+/* Adam -------------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    float *weight, *mean, *square; /* fp32 master and moments */
+    bf16 *low;                     /* the weight that the model computes with; NULL where that is the master itself */
+    const bf16 *grad_low;          /* the gradient, in either type */
+    const float *grad;
+    float scale; /* of the gradient, from clipping */
+    float beta1, beta2, rate, root, eps, keep;
+    double *sums; /* square_sum: [threads] */
+} adam_t;
+
+/* As Loshchilov and Hutter 2019 with bias correction: keep = 1 - lr decay, rate = lr / (1 - beta1^t),
+ * root = 1 / sqrt(1 - beta2^t). */
+INLINE void adam_value(const adam_t *adam, int64_t place, float grad) {
+    grad *= adam->scale;
+    float mean = adam->mean[place] + (grad - adam->mean[place]) * (1.0f - adam->beta1);
+    float square = adam->square[place] * adam->beta2 + grad * grad * (1.0f - adam->beta2);
+    adam->mean[place] = mean;
+    adam->square[place] = square;
+    float weight = adam->weight[place] * adam->keep;
+    weight -= adam->rate * mean / (__builtin_sqrtf(square) * adam->root + adam->eps);
+    adam->weight[place] = weight;
+}
+
+FAST static void adam_values(void *job, int64_t begin, int64_t end, int thread) {
+    const adam_t adam = *(adam_t *)job;
+    if (adam.grad_low)
+#pragma GCC ivdep
+        for (int64_t place = begin; place < end; place++) adam_value(&adam, place, up(adam.grad_low[place]));
+    else
+#pragma GCC ivdep
+        for (int64_t place = begin; place < end; place++) adam_value(&adam, place, adam.grad[place]);
+    if (adam.low)
+#pragma GCC ivdep
+        for (int64_t place = begin; place < end; place++) adam.low[place] = down(adam.weight[place]);
+}
+
+FAST static void square_values(void *job, int64_t begin, int64_t end, int thread) {
+    const adam_t *adam = job;
+    double total = 0.0;
+    for (int64_t from = begin; from < end; from += 4096) { /* fp32 sums of a few thousand keep their digits */
+        int64_t to = from + 4096 < end ? from + 4096 : end;
+        float part = 0.0f;
+        if (adam->grad_low)
+            for (int64_t place = from; place < to; place++) part += up(adam->grad_low[place]) * up(adam->grad_low[place]);
+        else
+            for (int64_t place = from; place < to; place++) part += adam->grad[place] * adam->grad[place];
+        total += part;
+    }
+    adam->sums[thread] = total;
+}
+
+/* Blocks of this many values go through the cache once for the update and the copy in bf16. */
+static void adam_blocks(void *job, int64_t begin, int64_t end, int thread) {
+    for (int64_t from = begin; from < end; from += 4096)
+        adam_values(job, from, from + 4096 < end ? from + 4096 : end, thread);
+}
+
+void bertune_adam(float *weight, float *mean, float *square, bf16 *low, const bf16 *grad_low, const float *grad,
+                  int64_t count, float scale, float beta1, float beta2, float rate, float root, float eps, float keep,
+                  int threads) {
+    adam_t job = {weight, mean, square, low, grad_low, grad, scale, beta1, beta2, rate, root, eps, keep, 0};
+    run(adam_blocks, &job, count, 28, threads);
+}
+
+void bertune_square_sum(const bf16 *grad_low, const float *grad, double *sums, int64_t count, int threads) {
+    adam_t job = {0, 0, 0, 0, grad_low, grad, 1.0f, 0, 0, 0, 0, 0, 0, sums};
+    run(square_values, &job, count, 2, threads);
+}

@@ -224,11 +224,14 @@ def adam(
     )
 
 
-def square_sum(grad: Tensor) -> float:
-    """Sum of the squares of `grad`, fp32 or bf16."""
-    half, threads = grad.dtype == torch.bfloat16, torch.get_num_threads()
-    sums = torch.zeros(threads, dtype=torch.float64)
-    _library().bertune_square_sum(
-        grad.data_ptr() if half else None, None if half else grad.data_ptr(), sums.data_ptr(), grad.numel(), threads
-    )
+def square_sum(grads: list[Tensor]) -> float:
+    """Sum of the squares of all `grads`, fp32 or bf16."""
+    threads = torch.get_num_threads()
+    sums = torch.zeros(len(grads), threads, dtype=torch.float64)
+    for place, grad in enumerate(grads):
+        half, out = grad.dtype == torch.bfloat16, sums.data_ptr() + 8 * threads * place
+        address = grad.data_ptr()
+        _library().bertune_square_sum(
+            address if half else None, None if half else address, out, grad.numel(), threads
+        )
     return float(sums.sum())

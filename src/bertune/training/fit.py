@@ -88,7 +88,9 @@ class Fit:
         full = {name: before[name] for name, value in model.named_parameters() if value.dtype != before[name].dtype}
         trained = {name for name, value in model.named_parameters() if value.requires_grad}
         self._frozen = {name: value for name, value in full.items() if name not in trained}
-        self.optimizer = Optimizer(model, config.train, lr=plan.lr, steps=plan.steps, full=full)
+        self.optimizer = Optimizer(
+            model, config.train, lr=plan.lr, steps=plan.steps, full=full, compiled=machine.kernels == "compiled"
+        )
         if machine.compile:
             for layer in getattr(model.encoder, "layers", ()):
                 layer.compile(dynamic=True)

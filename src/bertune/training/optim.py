@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import cast
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from bertune.config import TrainConfig
 from bertune.errors import ConfigError
+from bertune.model import kernels
 from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import Encoder
 
@@ -160,9 +160,14 @@ class Optimizer:
     """
 
     def __init__(
-        self, model: ClassifierModel, config: TrainConfig, *, lr: float, steps: int, full: dict[str, Tensor]
+        self, model: ClassifierModel, config: TrainConfig, *, lr: float, steps: int, full: dict[str, Tensor],
+        compiled: bool = False,
     ) -> None:
-        """`full`: fp32 values, by name, of the parameters that the model holds in lower precision."""
+        """`full`: fp32 values, by name, of the parameters that the model holds in lower precision.
+
+        compiled: let kernels.c do the steps; else torch does.
+        """
+        self.compiled = compiled
         head_lr = config.head_lr or lr
         self.rates = learning_rates(config, peak=lr, steps=steps)
         self.head_scale = head_lr / lr
@@ -188,18 +193,16 @@ class Optimizer:
             ],
             lr=lr, betas=config.betas, eps=config.eps, fused=True,
         )  # with no decay this is plain Adam
-        self.low = [(p, m) for p, m in zip(self.params, self.masters, strict=True) if p is not m]
+        self.grads: list[Tensor | None] = [None] * len(self.masters)  # of the step so far
+        self._scale = 1.0  # what clipping leaves of them
         self.rows = (
             RowAdam(word, self.rates, betas=config.betas, eps=config.eps, decay=decay) if by_row else None  # type: ignore[arg-type]
         )
         self._index: Tensor | None = None
         self._leaf: Tensor | None = None
-        self._order: np.ndarray | None = None
-        self._first = True
 
     def words(self, ids: np.ndarray, step: int) -> Callable[[np.ndarray], Tensor] | None:
         """Prepare the embeddings of all tokens `ids` of step `step` (from 1); the function looks some of them up."""
-        self._first = True
         if self.rows is None:
             return None
         order = np.unique(ids)
@@ -215,31 +218,34 @@ class Optimizer:
         return look_up
 
     def collect(self) -> None:
-        """Move the gradients of one backward pass into the masters."""
-        pairs = [(param, master) for param, master in self.low if param.grad is not None]
-        for param, master in pairs:
-            if self._first or master.grad is None:
-                master.grad = cast(Tensor, param.grad).float()
-            else:
-                master.grad += cast(Tensor, param.grad)
+        """Take the gradients of one backward pass from the parameters and add them up."""
+        for place, param in enumerate(self.params):
+            found, held = param.grad, self.grads[place]
+            if found is not None:
+                # A step that is one pass needs no sum, and kernels read bf16 as it is.
+                alone = found if self.compiled else found.float()
+                self.grads[place] = alone if held is None else held.float() + found
             param.grad = None
-        self._first = False
+
+    def _every_grad(self) -> list[Tensor]:
+        leaf = [] if self._leaf is None else [self._leaf.grad]
+        return [grad for grad in (*self.grads, *leaf) if grad is not None]
 
     def gradient_norm(self) -> float:
         """Euclidean norm of all gradients."""
-        grads = [m.grad for m in self.masters if m.grad is not None]
-        if self._leaf is not None and self._leaf.grad is not None:
-            grads.append(self._leaf.grad)
+        grads = self._every_grad()
+        if self.compiled:
+            return self._scale * math.sqrt(kernels.square_sum([grad.contiguous() for grad in grads]))
         return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))) if grads else 0.0
 
     def clip(self, limit: float | None, norm: float) -> None:
         """Scale all gradients so that their norm is at most `limit`."""
         if limit is None or norm <= limit:
             return
-        grads = [m.grad for m in self.masters if m.grad is not None]
-        if self._leaf is not None and self._leaf.grad is not None:
-            grads.append(self._leaf.grad)
-        torch._foreach_mul_(grads, limit / (norm + 1e-6))
+        if self.compiled:
+            self._scale *= limit / (norm + 1e-6)  # a factor of the update, instead of a pass over memory
+        else:
+            torch._foreach_mul_(self._every_grad(), limit / (norm + 1e-6))
 
     @torch.no_grad()
     def apply(self, step: int) -> None:
@@ -247,22 +253,48 @@ class Optimizer:
         rate = float(self.rates[step - 1])
         for group in self.dense.param_groups:
             group["lr"] = rate * (self.head_scale if group["head"] else 1.0)
-        self.dense.step()
-        if self.low:
-            torch._foreach_copy_([p for p, _ in self.low], [m for _, m in self.low])
+        if self.compiled:
+            self._apply_compiled()
+        else:
+            for master, grad in zip(self.masters, self.grads, strict=True):
+                master.grad = grad
+            self.dense.step()
+            low = [(p, m) for p, m in zip(self.params, self.masters, strict=True) if p is not m]
+            if low:
+                torch._foreach_copy_([p for p, _ in low], [m for _, m in low])
         if self.rows is not None and self._leaf is not None and self._leaf.grad is not None:
             assert self._index is not None
-            self.rows.update(self._index, self._leaf.detach(), self._leaf.grad, step)
+            self.rows.update(self._index, self._leaf.detach(), self._leaf.grad * self._scale, step)
         self.forget()
+
+    def _apply_compiled(self) -> None:
+        """The same step over the same state as torch's, with its count as a number."""
+        place = {id(master): number for number, master in enumerate(self.masters)}
+        for group in self.dense.param_groups:
+            betas, rate = group["betas"], group["lr"]
+            for master in group["params"]:
+                number = place[id(master)]
+                param, grad = self.params[number], self.grads[number]
+                if grad is None:
+                    continue
+                slot = self.dense.state[master]
+                if not slot:
+                    slot |= {"step": 0.0, "exp_avg": torch.zeros_like(master), "exp_avg_sq": torch.zeros_like(master)}
+                count = slot["step"] = slot["step"] + 1
+                kernels.adam(
+                    master, slot["exp_avg"], slot["exp_avg_sq"], None if param is master else param, grad.contiguous(),
+                    scale=self._scale, betas=betas, rate=rate / (1 - betas[0] ** count),
+                    root=1 / math.sqrt(1 - betas[1] ** count), eps=group["eps"],
+                    keep=1 - rate * group["weight_decay"],
+                )
 
     def forget(self) -> None:
         """Drop all gradients."""
         for param, master in zip(self.params, self.masters, strict=True):
-            param.grad = None
-            if master is param:
-                master.grad = None
+            param.grad = master.grad = None
+        self.grads = [None] * len(self.masters)
+        self._scale = 1.0
         self._leaf = self._index = None
-        self._first = True
 
     def finish(self, step: int) -> None:
         """Complete every postponed update, so that the weights are those after `step` steps."""
@@ -280,7 +312,7 @@ class Optimizer:
             slot = self.dense.state.get(master, {})
             for key in ("exp_avg", "exp_avg_sq", "step"):
                 if key in slot:
-                    tensors[f"{key}/{name}"] = slot[key]
+                    tensors[f"{key}/{name}"] = torch.as_tensor(slot[key])
         if self.rows is not None:
             tensors["rows/mean"], tensors["rows/square"] = self.rows.mean, self.rows.square
             tensors["rows/done"] = torch.from_numpy(self.rows.done)
@@ -297,7 +329,8 @@ class Optimizer:
                 slot = {key: state[f"{key}/{name}"].to(master.device) for key in moments}
                 if slot:
                     step = state[f"step/{name}"]
-                    self.dense.state[master] = {"step": step.to(master.device), **slot}
+                    slot["step"] = float(step) if self.compiled else step.to(master.device)
+                    self.dense.state[master] = slot
             if self.rows is not None:
                 self.rows.mean.copy_(state["rows/mean"])
                 self.rows.square.copy_(state["rows/square"])

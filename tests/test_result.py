@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +16,12 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import bertune
 from bertune.evaluate.metrics import METRICS
 from bertune.training.run import Result
-from tiny_runs import QUICK, TOPICS, make_tiny_bert, multi_rows, pair_rows, topic_rows
+from tiny_runs import QUICK, TOPICS, Told, make_tiny_bert, multi_rows, pair_rows, topic_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -121,6 +124,40 @@ def test_absolute_paths_of_a_run_stay_within_its_config(tmp_path: Path, tiny_ber
     files = [path for path in result.out.rglob("*") if path.is_file()]
 
     assert [path.name for path in files if any(place in path.read_bytes() for place in places)] == ["config.yaml"]
+
+
+def test_a_hub_model_in_the_oldest_format_trains_and_its_commit_is_recorded(
+    tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SciBERT's form: pytorch_model.bin, norms called gamma and beta, heads of pre-training, no model_type."""
+    commit, repo = "c" * 40, tmp_path / "hub/models--allenai--scibert_scivocab_uncased"
+    folder = repo / "snapshots" / commit
+    shutil.copytree(tiny_bert, folder)
+    (repo / "refs").mkdir()
+    (repo / "refs/main").write_text(commit, encoding="utf-8")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    old = {f"bert.{name}".replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): tensor
+           for name, tensor in weights.items()}  # fmt: skip
+    old |= {"cls.predictions.bias": torch.zeros(3), "bert.embeddings.position_ids": torch.arange(64)[None]}
+    torch.save(old, folder / "pytorch_model.bin")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    del config["model_type"]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    settings = SHORT | {"train.max_steps": 2}
+    told = Told()
+    result = bertune.train(topic_rows(40), out=tmp_path / "out", model="science", settings=settings, listener=told)
+    same = bertune.train(topic_rows(40), out=tmp_path / "same", model=tiny_bert, settings=settings)
+
+    assert "Loaded 39 weights (10 under legacy names); left out: buffers (1), other tasks' heads (1). " \
+           "New weights: head.classifier." in told.said  # fmt: skip
+    assert (result.out / "model.safetensors").read_bytes() == (same.out / "model.safetensors").read_bytes()
+    base = json.loads((result.out / "bertune.json").read_text(encoding="utf-8"))["base_model"]
+    digest = hashlib.sha256((folder / "pytorch_model.bin").read_bytes()).hexdigest()
+    assert (base["revision"], base["sha256"]) == (commit, digest)
+    assert "base_model: allenai/scibert_scivocab_uncased" in (result.out / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_config_reruns_the_run_to_the_same_bytes(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ class BaseModelInfo(BaseModel):
     licence: str | None = None
     note: str | None = None
     revision: str | None = None
-    sha256: str | None = None  # of its weights
+    sha256: str | None = None  # of its weights, where they are one file
 
     @field_validator("licence")
     @classmethod

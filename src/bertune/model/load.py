@@ -30,7 +30,7 @@ from bertune.model.hubconfig import (
     read_source,
     saved_head,
 )  # fmt: skip
-from bertune.model.names import D2L_POSITIONS, TABLES, Misfits, hub_names, plain_name, skip_reason
+from bertune.model.names import D2L_POSITIONS, LEGACY, TABLES, Misfits, hub_names, plain_name, skip_reason
 from bertune.model.weights import read_weights
 
 __all__ = [
@@ -54,17 +54,20 @@ _OUTDATED = (
 class LoadReport:
     """What became of a file's weights.
 
-    loaded: tensors used; skipped: names that were left out, by reason; new: parts of the model with fresh weights.
+    loaded: tensors used; renamed: those of them under legacy names; skipped: names that were left out, by reason; new:
+    parts of the model with fresh weights.
     """
 
     loaded: int = 0
+    renamed: int = 0
     skipped: dict[str, list[str]] = field(default_factory=dict)
     new: list[str] = field(default_factory=list)
 
     def sentence(self) -> str:
         """`Loaded 103 weights; left out: other tasks' heads (5), buffers (1). New weights: head.classifier.`"""
         left_out = ", ".join(f"{reason} ({len(names)})" for reason, names in self.skipped.items())
-        first = f"Loaded {self.loaded} weights" + (f"; left out: {left_out}." if left_out else ".")
+        legacy = f" ({self.renamed} under legacy names)" if self.renamed else ""
+        first = f"Loaded {self.loaded} weights{legacy}" + (f"; left out: {left_out}." if left_out else ".")
         return first + (f" New weights: {', '.join(self.new)}." if self.new else "")
 
 
@@ -160,6 +163,8 @@ def _fill(
     problems.check(place)
     model.load_state_dict(state, strict=False, assign=True)
     report.loaded += len(used)
+    if arch != "adapter":
+        report.renamed = sum(name.endswith(LEGACY) and plain_name(arch, name) in used for name in tensors)
     report.skipped = {reason: sorted(report.skipped[reason]) for reason in sorted(report.skipped)}
     return report
 

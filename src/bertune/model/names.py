@@ -14,6 +14,7 @@ from bertune.errors import ModelError, listed
 from bertune.model.heads import HeadConfig
 
 OWN_HEAD = "bertune_head."  # where a head that transformers does not have is kept
+LEGACY = (".gamma", ".beta")  # endings that files from TensorFlow have for .weight and .bias of a norm
 D2L_POSITIONS = "encoder.pos_embedding"  # [1, positions, hidden] in the book's files
 
 
@@ -138,7 +139,7 @@ def hub_names(arch: str, head: HeadConfig, name: str) -> tuple[str, ...]:
 def plain_name(arch: str, name: str) -> str:
     """A name of a hub file without the prefix and the legacy endings that it may or may not have."""
     name = name.removeprefix(TABLES[arch].prefix)
-    for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+    for old, new in zip(LEGACY, (".weight", ".bias"), strict=True):
         if name.endswith(old):
             name = name.removesuffix(old) + new
     return name

@@ -18,7 +18,7 @@ from bertune.evaluate.card import CardInfo, model_card
 from bertune.evaluate.curves import plot_curves
 from bertune.evaluate.metrics import evaluate, probabilities
 from bertune.files import atomic_path, sha256_of, write_atomic, write_json
-from bertune.hub import Source
+from bertune.hub import Source, weight_files
 from bertune.model.attention import count_pairs
 from bertune.model.encoder import EncoderConfig, padding_share
 from bertune.model.load import opens_in_transformers, read_source, save_model
@@ -141,11 +141,12 @@ def write_predictions(predictor: Predictor, split: Split, logits: np.ndarray, pa
 
 def base_model(name: str, revision: str | None, base: Source, folder: Path) -> BaseModelInfo:
     """Where training started, without any path of this machine."""
-    weights = folder / "model.safetensors"
+    files = weight_files({path.name for path in folder.iterdir()})
     shown = Path(name).name if base.kind in ("folder", "archive") and Path(name).exists() else name
     return BaseModelInfo(
-        name=shown, title=base.title, licence=base.licence, note=base.note, revision=revision,
-        sha256=sha256_of(weights) if weights.is_file() else None,
+        name=shown, title=base.title, licence=base.licence, note=base.note,
+        revision=folder.name if base.kind == "hub" else revision,  # the commit, whatever branch or tag was asked for
+        sha256=sha256_of(folder / files[0]) if len(files) == 1 else None,
     )
 
 

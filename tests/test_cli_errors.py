@@ -167,7 +167,22 @@ def test_a_missing_file_is_named(tiny_bert: Path, tmp_path: Path) -> None:
 
 def test_predict_misses_a_column(trained: Path, tmp_path: Path) -> None:
     table = write_rows(tmp_path / "new.csv", [{"txt": "a", "id": "1"}])
-    assert f"{table}: no column 'text'; did you mean 'txt'?" in only_line(call("predict", trained, table))
+    assert only_line(call("predict", trained, table)) == (
+        f"{table}: no column 'text'; did you mean 'txt'? Pass --text COLUMN for a column with another name, or "
+        "--columns A,B,C for a file without a header."
+    )
+
+
+def test_the_wrong_layout_is_said_with_the_way_out(table: Path, tmp_path: Path) -> None:
+    assert only_line(call("train", table, "--layout", "trec", "--out", tmp_path / "run")) == (
+        f"{table} row 1: 'text,label' is not 'COARSE:fine question', the TREC layout. Fix the row; or, if the file is "
+        "no such one, leave out --layout trec or pass its --format."
+    )
+
+
+def test_stdin_is_for_predict_alone(trained: Path, tmp_path: Path) -> None:
+    for command in (("evaluate", trained, "-"), ("train", "-", "--out", tmp_path / "run")):
+        assert only_line(call(*command)) == "'-': standard input is read by bertune predict alone; name a file here."
 
 
 @pytest.mark.parametrize("name", ["prediction", "prob:tools"])

@@ -48,6 +48,21 @@ def test_a_list_is_repeated_or_comes_between_commas() -> None:
     assert data.labels == ["yes", "no", "maybe, maybe not"]
 
 
+def test_a_list_may_be_one_value_and_hold_numbers() -> None:
+    settings = ["data.text=TITLE", "data.labels=a,b,c", "data.label=[2020, 2021]", "data.drop_label=-"]
+    data = configured(Train(settings=settings), Config(), say=silent).data
+    assert (data.text, data.labels, data.label) == (["TITLE"], ["a", "b", "c"], ["2020", "2021"])
+    assert data.drop_label == ["-"]
+    assert configured(Train(settings=[*settings, "data.text="]), Config(), say=silent).data.text == []
+    with pytest.raises(ConfigError, match=r"'data\.labels' cannot be \[True, False\]: unquoted yes, no"):
+        configured(Train(settings=["data.labels=[yes, no]"]), Config(), say=silent)
+
+
+@pytest.mark.parametrize("mark", ["|", "-", ";", ",", "#", ">", "?", ":", "/"])
+def test_a_mark_that_means_something_to_yaml_is_itself(mark: str) -> None:
+    assert configured(Train(settings=[f"data.label_sep={mark}"]), Config(), say=silent).data.label_sep == mark
+
+
 def test_a_split_is_a_fraction_or_a_file() -> None:
     command = Train()
     command.data_valid, command.data_test = "0.2", "dev.tsv"  # type: ignore[attr-defined]

@@ -71,6 +71,21 @@ def test_any_line_end_a_missing_last_one_and_blank_lines_are_fine(tmp_path: Path
         assert table.row_numbers.tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize("header", ["text\n", "\n\ntext\n"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_where_a_row_is_one_cell_a_blank_line_between_others_is_an_empty_text(
+    tmp_path: Path, name: str, header: str
+) -> None:
+    path = write(tmp_path / name, header + "one\n\n\n\ntwo\n\n\n")
+    table = read_table(path)
+    assert table.column("text") == ["one", "", "", "", "two"]
+    assert table.row_numbers.tolist() == [1, 2, 3, 4, 5]
+    for size in range(1, 6):
+        chunks = list(read_chunks(path, rows=size))
+        assert max(map(len, chunks)) <= size
+        assert [text for chunk in chunks for text in chunk.column("text")] == table.column("text")
+
+
 def test_a_line_end_that_falls_between_two_blocks_of_the_stream_is_one_line_end(tmp_path: Path) -> None:
     for length in range(8170, 8194):
         table = read_table(write(tmp_path / "a.csv", "text,label\r\n" + "x" * length + ",1\r\ny,2\r\n"))

@@ -41,6 +41,7 @@ def fails(source: Any, message: str, options: ReadConfig | None = None, kind: ty
         ("blank.csv", b"\n \n", "blank.csv: the file is empty."),
         ("empty.jsonl", b"\n", "empty.jsonl: the file is empty."),
         ("head.csv", b"text,label\n", "head.csv: has a header (text, label) and no rows...pass --header no"),
+        ("one.csv", b"text\na\n\n\nb,c\n", "one.csv row 4: has 2 cells where 1 is expected...'b'"),
         ("long.csv", b"text,label\na,1\nb,2,3\n", "long.csv row 2: has 3 cells where 2 are expected...'b'"),
         ("short.csv", b"text,label\n\na,1\nb\n", "short.csv row 2: has 1 cell where 2...pass --quoting literal"),
         ("ragged.tsv", b"text\tlabel\na\t1\nb\n", "ragged.tsv row 2: has 1 cell where...pass --quoting quoted"),

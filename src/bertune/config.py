@@ -6,11 +6,13 @@ a field without a flag is reached with `--set section.name=value`.
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
 from bertune.errors import ConfigError, nearest
 from bertune.paths import size_in_bytes
@@ -20,11 +22,36 @@ def _flag(name: str, *, group: str, metavar: str | None = None) -> dict[str, Any
     return {"flag": name, "group": group, "metavar": metavar}
 
 
+def takes_commas(field: FieldInfo) -> bool:
+    """Whether one value on the command line holds the whole list, a,b,c; other lists grow by repeating the option."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and "," in str(extra.get("metavar") or "")
+
+
+def split_list(text: str) -> list[str]:
+    """`a, b,"c, d"` -> a | b | c, d."""
+    return next(csv.reader([text], skipinitialspace=True), [])
+
+
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_list(cls, value: object, info: ValidationInfo) -> object:
+        """A list may be written as one value (`text: TITLE`), or as on the command line (`labels: a,b,c`)."""
+        field = cls.model_fields[str(info.field_name)]
+        if get_origin(field.annotation) is not list:
+            return value
+        if isinstance(value, str):
+            return split_list(value) if takes_commas(field) else [value]
+        values = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+        if any(isinstance(item, bool) for item in values):
+            raise ValueError("unquoted yes, no, on and off are true and false in YAML; put them in quotes")
+        return [str(item) if isinstance(item, int) else item for item in values]
 
 
 class ReadConfig(_Section):
@@ -392,14 +419,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def parse_setting(setting: str) -> dict[str, Any]:
-    """`train.lr=1e-4` as a nested mapping; the value is read as YAML."""
+    """`train.lr=1e-4` as a nested mapping; the value is read as YAML, but a lone mark such as | or - is itself."""
     import yaml
 
     key, equals, text = setting.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {setting}: expected section.option=value, for example train.lr=1e-4.")
     try:
-        value = yaml.safe_load(text)
+        value = text if text in {*"|->#?,:"} else yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
     return nested(key.strip(), value)

@@ -7,7 +7,6 @@ configuration checks them, so the command line, YAML and Python accept the same 
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import NoneType
@@ -17,7 +16,7 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bertune.config import Config, ReadConfig, parse_setting, read_yaml
+from bertune.config import Config, ReadConfig, parse_setting, read_yaml, split_list, takes_commas
 from bertune.errors import ConfigError, listed
 
 SECTIONS: dict[str, type[BaseModel]] = {name: type(value) for name, value in Config()}
@@ -59,7 +58,7 @@ class Flag:
     @property
     def takes_commas(self) -> bool:
         """Whether one value holds the whole list, a,b,c; other lists grow by repeating the option."""
-        return self.is_list and "," in (self.declared["metavar"] or "")
+        return self.is_list and takes_commas(self.info)
 
     @property
     def metavar(self) -> str:
@@ -74,9 +73,7 @@ class Flag:
 
     def value(self, given: str | list[str]) -> str | list[str]:
         """What goes into the configuration for the text on the command line."""
-        if not (self.takes_commas and isinstance(given, str)):
-            return given
-        return next(csv.reader([given], skipinitialspace=True), [])
+        return split_list(given) if self.takes_commas and isinstance(given, str) else given
 
 
 def flags_of(keys: Iterable[str] | None = None) -> tuple[Flag, ...]:

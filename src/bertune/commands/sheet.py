@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TextIO
 
-from bertune.errors import ConfigError, DataError
+from bertune.errors import ConfigError, DataError, listed, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,8 +36,14 @@ def format_of(name: str) -> str:
 
 def check_columns(table: Table, task: Task) -> None:
     """DataError where a text column is missing, or where one has the name of a column that is added."""
-    for name in (*task.text, *task.text_pair):
-        table.column(name)
+    for names, flag in ((task.text, "--text"), (task.text_pair, "--text-pair")):
+        for name in names:
+            if name not in table.columns:
+                near = nearest(name, table.columns) or f"; columns: {listed(table.columns)}."
+                raise DataError(
+                    f"{table.files[0]}: no column '{name}'{near} Pass {flag} COLUMN for a column with another name, or "
+                    "--columns A,B,C for a file without a header."
+                )
     added = [PREDICTION, *(PROBABILITY + label for label in task.labels)]
     for name in table.columns:
         if name in added:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,6 +78,8 @@ def _delimited_rows(source: Source, plan: Plan, rows: int) -> Iterator[list[list
     with source.text(plan.encoding) as stream:
         reader = csv_rows(_watched(stream, record, bad), plan.delimiter, quoted=plan.quoted, strict=True)
         before = -1 if plan.header else 0  # rows of earlier chunks; the header is row 0
+        # Where a row is one cell, an empty text is written as a blank line: between others it is a row as well.
+        blank, held = 0, deque[list[str]]()
         ended = False
         while not ended:
             chunk: list[list[str]] = []
@@ -84,17 +87,22 @@ def _delimited_rows(source: Source, plan: Plan, rows: int) -> Iterator[list[list
             try:
                 with cell_limit(MAX_CELL):
                     while len(chunk) < wanted and not ended:
+                        if held:
+                            chunk.append(held.popleft())
+                            continue
                         row = next(reader, None)
                         if row is None:
                             ended = True
                         elif bad or len(row) != width:
                             if bad or not _is_blank(row):
-                                raise _row_error(source, plan, row, before + len(chunk) + 1)
+                                raise _row_error(source, plan, row, before + len(chunk) + blank + 1)
+                            blank += width == 1 and (before >= 0 or bool(chunk))
                         else:
-                            chunk.append(row)
+                            held.extend([[""]] * blank + [row])
+                            blank = 0
                         record.clear()
             except csv.Error:
-                raise _record_error(source, plan, "".join(record), before + len(chunk) + 1) from None
+                raise _record_error(source, plan, "".join(record), before + len(chunk) + blank + 1) from None
             yield chunk[1:] if before < 0 else chunk
             before += len(chunk)
 
@@ -116,9 +124,9 @@ def _row_error(source: Source, plan: Plan, row: list[str], number: int) -> DataE
         except DataError as error:
             return error
     quoting = "literal if quotes belong to the texts" if plan.quoted else "quoted if quotes enclose cells"
+    wanted = f"{len(plan.columns)} {'is' if len(plan.columns) == 1 else 'are'} expected"
     return DataError(
-        f"{place}: has {len(row)} cell{'' if len(row) == 1 else 's'} where {len(plan.columns)} are expected "
-        f"({listed(plan.columns)}); "
+        f"{place}: has {len(row)} cell{'' if len(row) == 1 else 's'} where {wanted} ({listed(plan.columns)}); "
         f"it begins '{_start(row[0])}'. Fix the row, or pass --quoting {quoting}."
     )
 
@@ -197,7 +205,7 @@ def _trec(source: Source, plan: Plan) -> Iterator[list[str]]:
         if parts is None:
             raise DataError(
                 f"{source.name} row {number}: '{_start(line)}' is not 'COARSE:fine question', the TREC layout. "
-                "Fix the row, or name another --format."
+                "Fix the row; or, if the file is no such one, leave out --layout trec or pass its --format."
             )
         yield [parts[1], f"{parts[1]}:{parts[2]}", parts[3]]
 

@@ -156,6 +156,8 @@ def find_sources(path: str | Path) -> list[Source]:
 
 
 def _absent(name: str, path: Path) -> str:
+    if name == "-":
+        return "'-': standard input is read by bertune predict alone; name a file here."
     folder = path.parent
     if not folder.is_dir():
         return f"{name}: no such file, and no folder '{folder}'."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +212,14 @@ def test_kernels_that_were_not_built_are_missed_only_where_asked_for(monkeypatch
         machine.choose_kernels("compiled", "cpu", "bf16")
     with pytest.raises(ConfigError, match="for bf16 on a processor; this run computes in fp32 on cpu"):
         machine.choose_kernels("compiled", "cpu", "fp32")
+
+
+def test_a_run_that_began_with_kernels_is_not_resumed_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    began = machine.Machine("cpu", "bf16", 1, 4096, False, "a processor", "compiled")
+    with pytest.raises(ConfigError, match="the run in out was started with compiled kernels, and they are not there"):
+        machine.check_kernels(began, Path("out"))
+    machine.check_kernels(replace(began, kernels="torch"), Path("out"))
 
 
 def test_layers_that_kernels_do_not_know_stay_with_torch(tmp_path: Path) -> None:

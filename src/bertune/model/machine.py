@@ -87,6 +87,17 @@ def choose_kernels(wanted: str, device: str, precision: str) -> str:
     return "torch" if library() is None else "compiled"
 
 
+def check_kernels(machine: Machine, out: Path) -> None:
+    """Raise ConfigError where a run to be resumed in `out` began with kernels that are no longer there."""
+    from bertune.model.kernels import library
+
+    if machine.kernels == "compiled" and library() is None:
+        raise ConfigError(
+            f"--resume: the run in {out} was started with compiled kernels, and they are not there now, so it cannot "
+            "end with the same weights. Install bertune again with a C compiler, or pass --overwrite to start anew."
+        )
+
+
 def check_device(wanted: str) -> str:
     """The device to use for `wanted` (a device or auto); ConfigError where it is not there."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

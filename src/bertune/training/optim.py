@@ -326,7 +326,7 @@ class Optimizer:
                 if param is not master:
                     param.copy_(master)
                 moments = [key for key in ("exp_avg", "exp_avg_sq") if f"{key}/{name}" in state]
-                slot = {key: state[f"{key}/{name}"].to(master.device) for key in moments}
+                slot: dict[str, Tensor | float] = {key: state[f"{key}/{name}"].to(master.device) for key in moments}
                 if slot:
                     step = state[f"step/{name}"]
                     slot["step"] = float(step) if self.compiled else step.to(master.device)

@@ -24,7 +24,7 @@ from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import EncoderConfig
 from bertune.model.heads import decide_head
 from bertune.model.load import load_model, read_config
-from bertune.model.machine import Machine, check_device, choose_machine
+from bertune.model.machine import Machine, check_device, check_kernels, choose_machine
 from bertune.model.source import open_source
 from bertune.paths import cache_settings
 from bertune.ship.predict import Predictor
@@ -197,6 +197,7 @@ def settle_machine(config: Config, out: Path, plan: Plan, *, resume: bool) -> Ma
     if resume and path.is_file():
         machine = Machine(**read_yaml(path))
         check_device(machine.device)
+        check_kernels(machine, out)
         return machine
     machine = choose_machine(config.train, long_run=plan.steps >= 2000)
     write_atomic(path, to_json(machine.to_dict(), indent=2) + "\n")  # JSON is YAML

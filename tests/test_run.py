@@ -280,6 +280,24 @@ class TestDivergence:
         assert re.match(words, str(caught.value)), caught.value
         assert (tmp_path / "out/run/last-good/model.safetensors").read_bytes() == weights(whole)
 
+    def test_without_a_best_evaluation_the_weights_are_those_from_before_it_went_wrong(
+        self, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        usual, calls = Loss.__call__, []
+
+        def rising(self: Loss, logits: Tensor, targets: Tensor) -> Tensor:
+            calls.append(1)
+            return usual(self, logits, targets) * (100.0 if len(calls) > 10 else 1.0)
+
+        monkeypatch.setattr(Loss, "__call__", rising)
+        settings = {"train.epochs": 9, "data.hold_out": False}
+        with pytest.raises(TrainingError, match=r"training diverges.*The weights of step 6 are kept"):
+            train(settings=settings | {"train.checkpoint_steps": 6})
+        calls.clear()
+        with pytest.raises(TrainingError, match=r"training diverges.*There are no good weights from before to keep"):
+            train(out="none", settings=settings)
+        assert not (tmp_path / "none/run/last-good").exists()
+
     def test_a_few_steps_of_great_loss_are_no_divergence(self, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
         usual, calls = Loss.__call__, []
 

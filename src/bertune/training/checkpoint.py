@@ -61,9 +61,11 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     return final
 
 
-def load_newest(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint, or None; a damaged one is skipped with a word."""
+def load_newest(folder: Path, say: Callable[[str], None], *, before: int | None = None) -> Checkpoint | None:
+    """The newest whole checkpoint (of a step before `before`), or None; a damaged one is skipped with a word."""
     for path in sorted(folder.glob("step-*"), reverse=True):
+        if before is not None and path.name >= f"step-{before:08d}":
+            continue
         try:
             return _load(path)
         except (OSError, ValueError, KeyError, SafetensorError) as error:

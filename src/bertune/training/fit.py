@@ -43,7 +43,11 @@ WATCHED, RUNAWAY = 10, 5.0
 
 
 class RanAway(Diverged):
-    """The numbers are finite, or were, but the weights of this step are worth nothing."""
+    """The numbers are finite, or were, but the weights from step `since` on are worth nothing."""
+
+    def __init__(self, text: str, *, since: int) -> None:
+        super().__init__(text)
+        self.since = since
 
 
 @dataclass
@@ -131,7 +135,7 @@ class Fit:
         except Diverged as error:
             if not isinstance(error, RanAway):
                 self._save()
-            self.good_step = self._choose_good(self.progress.step if not isinstance(error, RanAway) else None)
+            self.good_step = self._choose_good(error)
             raise
         finally:
             self.listener.end()
@@ -180,13 +184,15 @@ class Fit:
 
     def _check_loss(self) -> None:
         """Raise RanAway where the loss is far above what it was, and stays there; single steps may be anything."""
-        progress, plan = self.progress, self.plan
-        labels = self.prepared.task.num_labels if self.prepared.task.kind == "single" else 2
-        usual = max(progress.first_loss or 0.0, math.log(labels))
-        if len(progress.recent) == WATCHED and float(np.median(progress.recent)) > RUNAWAY * usual:
+        progress, recent = self.progress, self.progress.recent
+        guessing = math.log(self.prepared.task.num_labels if self.prepared.task.kind == "single" else 2)
+        limit = RUNAWAY * max(progress.first_loss or 0.0, guessing)
+        if len(recent) == WATCHED and float(np.median(recent)) > limit:
+            first = next(place for place, loss in enumerate(recent) if loss > limit)
             raise RanAway(
-                f"Step {progress.step:,}: the loss has risen to {np.median(progress.recent):.3g}, where guessing costs "
-                f"{math.log(labels):.2g}: training diverges. Lower --lr (now at most {plan.lr:g})."
+                f"Step {progress.step:,}: the loss has risen to {np.median(recent):.3g}, where guessing costs "
+                f"{guessing:.2g}: training diverges. Lower --lr (now at most {self.plan.lr:g}).",
+                since=progress.step - WATCHED + first,  # whose weights gave the first of these losses, a step later
             )
 
     def _epoch(self, step: int) -> float:
@@ -231,7 +237,8 @@ class Fit:
         try:
             metrics = evaluate(self.prepared.task.kind, self.prepared.task.labels, logits, split.targets)
         except TrainingError as error:
-            raise RanAway(f"After step {step:,}: {error} Lower --lr, or pass --precision fp32.") from None
+            text = f"After step {step:,}: {error} Lower --lr, or pass --precision fp32."
+            raise RanAway(text, since=step) from None
         if name == "train":
             self.progress.trained = metrics
         return {"kind": "eval", "step": step, "epoch": self._epoch(step), "split": name, "metrics": scalars(metrics)}
@@ -339,17 +346,17 @@ class Fit:
         self.model.encoder.compute_in(torch.float32)
         self.model.load_state_dict(weights)
 
-    def _choose_good(self, last: int | None) -> int | None:
-        """Put the last good weights into the model: the best so far, or else those of step `last`, or else the newest
-        checkpoint's. Returns their step; None where there are none."""
+    def _choose_good(self, error: Diverged) -> int | None:
+        """Put the last good weights into the model: the best so far, or else the last, or else those of a checkpoint
+        from before it went wrong. Returns their step; None where there are none."""
         best = self.progress.best
         if self._best is not None and best is not None:
             self._choose()
             return int(best["step"])
-        if last:
+        if not isinstance(error, RanAway):
             self._choose()
-            return last
-        found = checkpoint.load_newest(self.folder, self.listener.say)
+            return self.progress.step or None
+        found = checkpoint.load_newest(self.folder, self.listener.say, before=error.since)
         if found is None:
             return None
         self.model.encoder.compute_in(torch.float32)

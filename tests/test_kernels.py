@@ -166,19 +166,22 @@ def _step(model: ClassifierModel, how: str, noise: bool) -> tuple[torch.Tensor, 
     return logits.detach(), {name: value.grad.float() for name, value in model.named_parameters()}
 
 
-def _model(case: str, folder: Path) -> ClassifierModel:
+def _model(case: str, folder: Path, pooling: str = "mean") -> ClassifierModel:
     tiny(case).save_pretrained(folder)
-    model, _ = loaded(folder, pooling="mean")
+    model, _ = loaded(folder, pooling=pooling, head="linear")
     scrambled(model.head)
     return model
 
 
 @built
 @pytest.mark.parametrize("noise", [False, True])
-@pytest.mark.parametrize("case", ["bert", "roberta", "distilbert", "electra"])
-def test_a_whole_step_is_as_near_to_fp32_as_with_torchs_operators(case: str, noise: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("case", ["bert", "bert with relu", "roberta", "distilbert", "electra"])
+def test_a_whole_step_is_as_near_to_fp32_as_with_torchs_operators(
+    case: str, pooling: str, noise: bool, tmp_path: Path
+) -> None:
     """The masks are the same in all three, or the gradients would have nothing in common."""
-    exact, torchs, ours = (_step(_model(case, tmp_path), how, noise) for how in ("fp32", "torch", "compiled"))
+    exact, torchs, ours = (_step(_model(case, tmp_path, pooling), how, noise) for how in ("fp32", "torch", "compiled"))
     assert _model(case, tmp_path).encoder.compute_in(torch.bfloat16, kernels="compiled").layers[0].compiled
     assert (ours[0] - exact[0]).abs().max() <= 2 * (torchs[0] - exact[0]).abs().max() + 1e-3
 

@@ -227,25 +227,27 @@ class Layer(nn.Module):
         if config.pre_norm:
             return self._pre_norm(hidden, inputs, rope, noise)
         if self.compiled:
-            return self._fused(hidden, inputs, noise)
+            return self._fused(hidden, inputs, noise, None)
         context = attention(
             self.qkv(hidden), inputs.plan, heads=config.heads, dropout=config.attention_dropout, noise=noise
         )
         return self._after_attention(context, hidden, noise)
 
-    def _fused(self, hidden: Tensor, inputs: Inputs, noise: Noise | None) -> Tensor:
+    def _fused(self, hidden: Tensor, inputs: Inputs, noise: Noise | None, first: Tensor | None) -> Tensor:
         config = self.config
         table = activation_table(config.activation)
         shape = fused.Shape(config.heads, table, config.norm_eps, config.attention_dropout, config.dropout)
         parts = (self.qkv, self.out, self.up, self.down, self.norm1, self.norm2)
         weights = [cast(Tensor, value) for part in parts if part is not None for value in (part.weight, part.bias)]
-        return fused.layer(hidden, weights, inputs.plan, shape, noise)
+        return fused.layer(hidden, weights, inputs.plan, shape, noise, first=first)
 
     def of_first(self, hidden: Tensor, inputs: Inputs, noise: Noise | None) -> Tensor:
         """[tokens, hidden] -> [rows, hidden], the output for the first token of each row alone (post-norm layers).
 
         The others are asked for key and value only, which is a sixth of the layer's products.
         """
+        if self.compiled:
+            return self._fused(hidden, inputs, noise, inputs.first)
         config, width = self.config, self.config.hidden
         first = hidden.index_select(0, inputs.first)
         weight, bias = self.qkv.weight, self.qkv.bias

@@ -44,37 +44,49 @@ def takes(config: EncoderConfig) -> bool:
     return plain and max(config.hidden, config.max_positions) <= kernels.LONGEST and kernels.library() is not None
 
 
-def layer(hidden: Tensor, weights: list[Tensor], plan: Plan, shape: Shape, noise: Noise | None) -> Tensor:
-    """[tokens, hidden] -> [tokens, hidden], bf16.
+def layer(
+    hidden: Tensor, weights: list[Tensor], plan: Plan, shape: Shape, noise: Noise | None, *, first: Tensor | None = None
+) -> Tensor:
+    """[tokens, hidden] -> [tokens, hidden], bf16; with `first`, int64 [rows], just those tokens: [rows, hidden].
 
     weights: weight and bias of the products qkv, out, up and down (bf16), of the norms after attention and feed-forward
-    (fp32), in this order.
+    (fp32), in this order. first: the first token of each row.
     """
-    drops = [_drop(noise, shape.attention_dropout), _drop(noise, shape.dropout), _drop(noise, shape.dropout)]
-    result: Tensor = _Layer.apply(hidden, *weights, plan, shape, drops)
+    lines = len(hidden) if first is None else len(first)
+    drops = [_drop(noise, rate, lines) for rate in (shape.attention_dropout, shape.dropout, shape.dropout)]
+    result: Tensor = _Layer.apply(hidden, *weights, first, plan, shape, drops)
     return result
 
 
-def _drop(noise: Noise | None, rate: float) -> Drop | None:
+def _drop(noise: Noise | None, rate: float, lines: int) -> Drop | None:
     if noise is None or rate == 0:
         return None
-    return Drop(noise.tokens, noise.site(), level(rate), mask_factor(rate))
+    return Drop(noise.keys(lines), noise.site(), level(rate), mask_factor(rate))
 
 
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, *given: Any) -> Tensor:
-        *weights, plan, shape, drops = given
+        *weights, first, plan, shape, drops = given
         w_qkv, b_qkv, w_out, b_out, w_up, b_up, w_down, b_down, w_norm1, b_norm1, w_norm2, b_norm2 = weights
-        context, kept = _attend(torch.addmm(b_qkv, hidden, w_qkv.t()), plan, shape, drops[0])
+        if first is None:
+            asking = hidden
+            context, kept = _attend(torch.addmm(b_qkv, hidden, w_qkv.t()), plan, shape, drops[0])
+        else:
+            width = hidden.shape[1]
+            asking = hidden.index_select(0, first)
+            query = torch.addmm(b_qkv[:width], asking, w_qkv[:width].t())
+            both = torch.addmm(b_qkv[width:], hidden, w_qkv[width:].t())
+            context, shares = kernels.attend_first(query, both, plan.offset, heads=shape.heads, drop=drops[0])
+            kept = [query, both, shares]
         total1 = torch.addmm(b_out, context, w_out.t())
-        middle, stats1 = kernels.norm(total1, hidden, w_norm1, b_norm1, eps=shape.eps, drop=drops[1])
+        middle, stats1 = kernels.norm(total1, asking, w_norm1, b_norm1, eps=shape.eps, drop=drops[1])
         slope = torch.addmm(b_up, middle, w_up.t())
         inner = kernels.activate(slope, shape.table)
         total2 = torch.addmm(b_down, inner, w_down.t())
         out, stats2 = kernels.norm(total2, middle, w_norm2, b_norm2, eps=shape.eps, drop=drops[2])
         ctx.save_for_backward(
-            hidden, context, total1, stats1, middle, slope, inner, total2, stats2,
+            hidden, asking, first, context, total1, stats1, middle, slope, inner, total2, stats2,
             w_qkv, w_out, w_up, w_down, w_norm1, w_norm2, *kept,
         )
         ctx.plan, ctx.shape, ctx.drops = plan, shape, drops
@@ -82,9 +94,9 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (hidden, context, total1, stats1, middle, slope, inner, total2, stats2,
+        (hidden, asking, first, context, total1, stats1, middle, slope, inner, total2, stats2,
          w_qkv, w_out, w_up, w_down, w_norm1, w_norm2, *kept) = ctx.saved_tensors  # fmt: skip
-        drops = ctx.drops
+        drops, shape = ctx.drops, ctx.shape
         grad = grads[0].contiguous()
 
         grad_middle, update, sums2 = kernels.norm_back(grad, total2, stats2, w_norm2, drop=drops[2])
@@ -96,14 +108,25 @@ class _Layer(torch.autograd.Function):
 
         grad_hidden, update, sums1 = kernels.norm_back(grad_middle, total1, stats1, w_norm1, drop=drops[1])
         g_out = update.t() @ context
-        grad_qkv = _attend_back(update @ w_out, kept, ctx.plan, ctx.shape, drops[0])
-        g_b_qkv = kernels.times_and_sum(grad_qkv, None)
-        g_qkv = grad_qkv.t() @ hidden
-        if ctx.needs_input_grad[0]:
+        grad_context = update @ w_out
+        if first is None:
+            grad_qkv = _attend_back(grad_context, kept, ctx.plan, shape, drops[0])
+            g_b_qkv = kernels.times_and_sum(grad_qkv, None)
+            g_qkv = grad_qkv.t() @ hidden
             grad_hidden = torch.addmm(grad_hidden, grad_qkv, w_qkv)
+        else:
+            width = hidden.shape[1]
+            query, both, shares = kept
+            grad_query, grad_both = kernels.attend_first_back(
+                grad_context, query, both, shares, ctx.plan.offset, heads=shape.heads, drop=drops[0]
+            )
+            g_b_qkv = torch.cat([kernels.times_and_sum(part, None) for part in (grad_query, grad_both)])
+            g_qkv = torch.cat((grad_query.t() @ asking, grad_both.t() @ hidden))
+            grad_first = torch.addmm(grad_hidden, grad_query, w_qkv[:width])
+            grad_hidden = (grad_both @ w_qkv[width:]).index_add_(0, first, grad_first)
         return (
             grad_hidden, g_qkv, g_b_qkv, g_out, sums1[2], g_up, g_b_up, g_down, sums2[2],
-            sums1[0], sums1[1], sums2[0], sums2[1], None, None, None,
+            sums1[0], sums1[1], sums2[0], sums2[1], None, None, None, None,
         )  # fmt: skip
 
 

@@ -300,6 +300,107 @@ void bertune_softmax_back(bf16 *scores, bf16 *weights, bf16 *dropped, const int6
          threads);
 }
 
+/* Attention of the first token of each row alone: no groups, no padding, no product worth its call ----------------- */
+
+typedef struct {
+    const bf16 *query;     /* [rows, heads * size] */
+    const bf16 *both;      /* [tokens, 2 * heads * size]: key and value */
+    float *weights;        /* [heads, tokens] before dropout */
+    bf16 *context;         /* [rows, heads * size]; backward: its gradient, read only */
+    bf16 *grad_query;      /* as query */
+    bf16 *grad_both;       /* as both */
+    const int64_t *offset; /* [rows + 1] */
+    int64_t rows, heads, size;
+    float scale;
+    drop_t drop; /* keys by row */
+} first_t;
+
+FAST static void first_rows(void *job, int64_t begin, int64_t end, int thread) {
+    const first_t *first = job;
+    int size = (int)first->size;
+    int64_t wide = first->heads * size, tokens = first->offset[first->rows];
+    float line[ROOM], kept[ROOM], asked[ROOM], sum[ROOM];
+    uint32_t words[ROOM];
+    for (int64_t row = begin; row < end; row++)
+        for (int64_t head = 0; head < first->heads; head++) {
+            int64_t from = first->offset[row];
+            int length = (int)(first->offset[row + 1] - from);
+            const bf16 *query = first->query + row * wide + head * size;
+            const bf16 *keys = first->both + from * 2 * wide + head * size, *values = keys + wide;
+            float *weights = first->weights + head * tokens + from, highest = -__builtin_inff(), total = 0.0f;
+            for (int place = 0; place < size; place++) {
+                asked[place] = up(query[place]);
+                sum[place] = 0.0f;
+            }
+            for (int key = 0; key < length; key++) {
+                float score = 0.0f;
+                for (int place = 0; place < size; place++) score += asked[place] * up(keys[key * 2 * wide + place]);
+                line[key] = score * first->scale;
+                highest = line[key] > highest ? line[key] : highest;
+            }
+            for (int key = 0; key < length; key++) {
+                line[key] = exponential(line[key] - highest);
+                total += line[key];
+            }
+            if (first->drop.keys) factors(&first->drop, row, (uint32_t)head, length, words, kept);
+            for (int key = 0; key < length; key++) {
+                float weight = line[key] / total;
+                weights[key] = weight;
+                if (first->drop.keys) weight *= kept[key];
+                for (int place = 0; place < size; place++) sum[place] += weight * up(values[key * 2 * wide + place]);
+            }
+            for (int place = 0; place < size; place++) first->context[row * wide + head * size + place] = down(sum[place]);
+        }
+}
+
+FAST static void first_back_rows(void *job, int64_t begin, int64_t end, int thread) {
+    const first_t *first = job;
+    int size = (int)first->size;
+    int64_t wide = first->heads * size, tokens = first->offset[first->rows];
+    float line[ROOM], kept[ROOM], asked[ROOM], given[ROOM], sum[ROOM];
+    uint32_t words[ROOM];
+    for (int64_t row = begin; row < end; row++)
+        for (int64_t head = 0; head < first->heads; head++) {
+            int64_t from = first->offset[row], at = row * wide + head * size;
+            int length = (int)(first->offset[row + 1] - from);
+            const bf16 *keys = first->both + from * 2 * wide + head * size, *values = keys + wide;
+            bf16 *grad_keys = first->grad_both + from * 2 * wide + head * size, *grad_values = grad_keys + wide;
+            const float *weights = first->weights + head * tokens + from;
+            float total = 0.0f;
+            for (int place = 0; place < size; place++) {
+                asked[place] = up(first->query[at + place]);
+                given[place] = up(first->context[at + place]);
+                sum[place] = 0.0f;
+            }
+            if (first->drop.keys) factors(&first->drop, row, (uint32_t)head, length, words, kept);
+            for (int key = 0; key < length; key++) {
+                float factor = first->drop.keys ? kept[key] : 1.0f, used = weights[key] * factor, part = 0.0f;
+                for (int place = 0; place < size; place++) {
+                    part += given[place] * up(values[key * 2 * wide + place]);
+                    grad_values[key * 2 * wide + place] = down(used * given[place]);
+                }
+                line[key] = part * factor;
+                total += line[key] * weights[key];
+            }
+            for (int key = 0; key < length; key++) {
+                float score = weights[key] * (line[key] - total) * first->scale;
+                for (int place = 0; place < size; place++) {
+                    sum[place] += score * up(keys[key * 2 * wide + place]);
+                    grad_keys[key * 2 * wide + place] = down(score * asked[place]);
+                }
+            }
+            for (int place = 0; place < size; place++) first->grad_query[at + place] = down(sum[place]);
+        }
+}
+
+void bertune_first(const bf16 *query, const bf16 *both, float *weights, bf16 *context, bf16 *grad_query,
+                   bf16 *grad_both, const int64_t *offset, int64_t rows, int64_t heads, int64_t size, float scale,
+                   const uint32_t *keys, uint32_t site, int level, float factor, int threads) {
+    first_t job = {query, both, weights, context, grad_query, grad_both, offset, rows, heads, size, scale,
+                   {keys, site, level, factor}};
+    run(grad_both ? first_back_rows : first_rows, &job, rows, heads * size * 64, threads);
+}
+
 /* LayerNorm(residual + dropout(update)) ---------------------------------------------------------------------------- */
 
 typedef struct {

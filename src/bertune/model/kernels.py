@@ -27,6 +27,7 @@ _PROTOTYPES = {  # p: pointer, n: int64, i: int, u: uint32, f: float
     "unpack": "pppnnnnni",
     "softmax": "ppppnnnfpuifi",
     "softmax_back": "ppppnnnfpuifi",
+    "first": "pppppppnnnfpuifi",
     "norm": "ppppppnnfpuifi",
     "norm_back": "pppppppnnpuifi",
     "look_up": "pppni",
@@ -140,6 +141,39 @@ def _soft(
     getattr(_library(), f"bertune_{name}")(
         scores.data_ptr(), weights.data_ptr(), None if dropped is None else dropped.data_ptr(), offset, rows,
         scores.shape[0] // rows, scores.shape[1], scale, *_none(drop), torch.get_num_threads(),
+    )
+
+
+def attend_first(
+    query: Tensor, both: Tensor, offset: Tensor, *, heads: int, drop: Drop | None
+) -> tuple[Tensor, Tensor]:
+    """Attention of the first token of each row: context [rows, hidden], and weights float32 [heads, tokens].
+
+    query: [rows, hidden]; both: [tokens, 2 * hidden], key and value; offset: int64 [rows + 1]; drop: keys by row.
+    """
+    context, weights = torch.empty_like(query), torch.empty(heads, len(both))
+    _first(query, both, weights, context, None, None, offset, heads, drop)
+    return context, weights
+
+
+def attend_first_back(
+    grad: Tensor, query: Tensor, both: Tensor, weights: Tensor, offset: Tensor, *, heads: int, drop: Drop | None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `query` and `both`, from that of the context."""
+    grad_query, grad_both = torch.empty_like(query), torch.empty_like(both)
+    _first(query, both, weights, grad, grad_query, grad_both, offset, heads, drop)
+    return grad_query, grad_both
+
+
+def _first(
+    query: Tensor, both: Tensor, weights: Tensor, context: Tensor, grad_query: Tensor | None, grad_both: Tensor | None,
+    offset: Tensor, heads: int, drop: Drop | None,
+) -> None:
+    rows, hidden = query.shape
+    grads = [None if grad is None else grad.data_ptr() for grad in (grad_query, grad_both)]
+    _library().bertune_first(
+        query.data_ptr(), both.data_ptr(), weights.data_ptr(), context.data_ptr(), *grads, offset.data_ptr(), rows,
+        heads, hidden // heads, 1 / math.sqrt(hidden // heads), *_none(drop), torch.get_num_threads(),
     )
 
 

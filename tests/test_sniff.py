@@ -84,6 +84,23 @@ def test_a_header_is_told_by_the_columns_asked_for_or_by_option(tmp_path: Path) 
     assert len(read_table(named, ReadConfig(columns=["text", "label"]))) == 1
 
 
+def test_names_for_a_file_that_seems_to_have_a_header_are_asked_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\nthe cat sat on the old wall,1\nthe dog did not sit anywhere,0\n", encoding="utf-8")
+    assert len(read_table(path, ReadConfig(columns=["a", "b"]))) == 3
+    assert caplog.messages == [
+        f"{path}: --columns is for files without a header, so the first row (text, label) is read as data; "
+        "pass --header yes if it is a header."
+    ]
+    caplog.clear()
+    for header in ("yes", "no"):
+        read_table(path, ReadConfig(columns=["a", "b"], header=header))
+    read_table(path, ReadConfig(columns=["text", "label"]))
+    assert not caplog.messages
+
+
 def test_a_csv_between_semicolons_is_read_as_one(tmp_path: Path) -> None:
     table = read_table(write(tmp_path / "a.csv", 'text;label\n"a; b, c";1\nd;0\n'))
     assert rows(table) == [("a; b, c", "1"), ("d", "0")]

@@ -69,7 +69,7 @@ class ReadConfig(_Section):
     )
     columns: list[str] = Field(
         [],
-        description="Column names a,b,c for a file without a header.",
+        description="Column names a,b,c for a file without a header, or with --header yes in place of it.",
         json_schema_extra=_flag("--columns", group="Reading", metavar="A,B,C"),
     )
     encoding: str | None = Field(

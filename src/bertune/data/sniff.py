@@ -16,6 +16,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from itertools import islice
 from bertune.config import ReadConfig
 from bertune.data.sources import NUL, SUFFIXES, Source, check_encoding, check_text
 from bertune.errors import DataError, listed
+
+log = logging.getLogger("bertune")
 
 # Longest cell, in characters: far more than any text to classify, and what keeps an unclosed quote from eating a file.
 MAX_CELL = 10_000_000
@@ -132,6 +135,11 @@ def _delimited_plan(
     if len(rows) < 2 and not complete:
         return None
     header = _has_header(rows, options)
+    if not header and options.header == "auto" and options.columns and looks_like_header(rows[0], rows[1:]):
+        log.warning(
+            "%s: --columns is for files without a header, so the first row (%s) is read as data; "
+            "pass --header yes if it is a header.", source.name, listed(rows[0], 6),
+        )  # fmt: skip
     if header and len(rows) == 1:
         raise DataError(
             f"{source.name}: has a header ({listed(rows[0])}) and no rows. If that line is a row, pass --header no."

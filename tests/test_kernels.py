@@ -176,7 +176,7 @@ def _model(case: str, folder: Path, pooling: str = "mean") -> ClassifierModel:
 @built
 @pytest.mark.parametrize("noise", [False, True])
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
-@pytest.mark.parametrize("case", ["bert", "bert with relu", "roberta", "distilbert", "electra"])
+@pytest.mark.parametrize("case", ["bert", "bert with tanh gelu", "roberta", "distilbert", "electra"])
 def test_a_whole_step_is_as_near_to_fp32_as_with_torchs_operators(
     case: str, pooling: str, noise: bool, tmp_path: Path
 ) -> None:

@@ -358,7 +358,7 @@ class TestWhatResumeMeans:
         path.write_text(path.read_text(encoding="utf-8").replace('"cpu"', '"cuda"'), encoding="utf-8")
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
-        with pytest.raises(ConfigError, match="'cuda' is not available here"):
+        with pytest.raises(ConfigError, match="--device cuda: not available here"):
             here.run()
 
     def test_other_data_is_refused(self, here: Here, tmp_path: Path) -> None:

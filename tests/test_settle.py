@@ -130,7 +130,7 @@ class TestMachine:
 
     @pytest.mark.parametrize("device", ["cuda", "mps"])
     def test_a_device_that_is_not_there_is_an_error_that_names_those_that_are(self, device: str) -> None:
-        with pytest.raises(ConfigError, match=f"train.device: '{device}' is not available here; available: cpu"):
+        with pytest.raises(ConfigError, match=f"--device {device}: not available here; available: cpu"):
             self.chosen(device=device)
 
     def test_the_processor_is_taken_where_there_is_nothing_else(self) -> None:

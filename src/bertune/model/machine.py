@@ -46,7 +46,8 @@ class Machine:
             keep_memory()
 
     def sentence(self) -> str:
-        cores = f", {self.threads} threads" if self.device == "cpu" else ""
+        plural = "" if self.threads == 1 else "s"
+        cores = f", {self.threads} thread{plural}" if self.device == "cpu" else ""
         compiled = ", compiled" if self.compile else ", compiled kernels" if self.kernels == "compiled" else ""
         how = f"{self.precision}, {self.token_budget:,} tokens at once{compiled}"
         return f"Machine: {self.device} ({self.processor}){cores}, {how}."
@@ -105,7 +106,7 @@ def check_device(wanted: str) -> str:
         return "cuda" if available["cuda"] else "mps" if available["mps"] else "cpu"
     if not available[wanted]:
         usable = ", ".join(name for name, there in available.items() if there)
-        raise ConfigError(f"train.device: '{wanted}' is not available here; available: {usable}, or auto.")
+        raise ConfigError(f"--device {wanted}: not available here; available: {usable}, or auto.")
     return wanted
 
 

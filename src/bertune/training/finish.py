@@ -27,6 +27,7 @@ from bertune.presets import PRESETS
 from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
 from bertune.training.listen import Listener
+from bertune.training.summary import train_metrics
 
 if TYPE_CHECKING:
     from bertune.config import TrainConfig
@@ -44,7 +45,7 @@ def finish(
     """Write the bundle, measure valid and test with it, and write everything in run/; returns the metrics."""
     encoder = fit.model.encoder.config
     bundle = write_model(fit, out, base=base, folder=folder, tokenizer=tokenizer, max_length=max_length)
-    metrics: dict[str, Any] = {"metric": metric, "train": fit.train_metrics(fit.prepared.train.tokens)}
+    metrics: dict[str, Any] = {"metric": metric, "train": train_metrics(fit)}
     predictor = Predictor.load(out, threads=fit.machine.threads, device=fit.machine.device)
     for name in ("valid", "test"):
         if name in fit.prepared.splits:

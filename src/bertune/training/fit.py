@@ -18,21 +18,18 @@ import torch
 from torch import Tensor
 
 from bertune.config import Config
-from bertune.data.batch import epoch_order
-from bertune.data.tokens import Encoded
 from bertune.errors import Interrupted, TrainingError
 from bertune.evaluate.metrics import evaluate, is_better, metric_value
 from bertune.files import to_json, write_atomic
 from bertune.model.classifier import ClassifierModel
-from bertune.model.encoder import padding_share
 from bertune.model.infer import infer_logits
 from bertune.model.losses import make_loss
-from bertune.model.machine import Machine, free_disk, peak_memory
+from bertune.model.machine import Machine, free_disk
 from bertune.training import checkpoint
 from bertune.training.features import Features, first_trained_layer
 from bertune.training.interrupt import Interrupts, Stopped
 from bertune.training.listen import Listener
-from bertune.training.loop import Course, Diverged, Step, training_steps
+from bertune.training.loop import Course, Diverged, Step, advice, training_steps
 from bertune.training.optim import Optimizer, freeze
 from bertune.training.prepare import Prepared, Split
 from bertune.training.settle import Plan, duration
@@ -177,7 +174,7 @@ class Fit:
         every = max(1, self.plan.steps // RECORDS)
         if step.number % every == 0 or step.number == self.plan.steps:
             self._note(
-                {"kind": "step", "step": step.number, "epoch": self._epoch(step.number),
+                {"kind": "step", "step": step.number, "epoch": self.epoch(step.number),
                  "loss": pending["loss"] / pending["rows"], "lr": step.lr, "gradient_norm": step.norm}
             )
             progress.pending = {"loss": 0.0, "rows": 0}
@@ -195,7 +192,8 @@ class Fit:
                 since=progress.step - WATCHED + first,  # whose weights gave the first of these losses, a step later
             )
 
-    def _epoch(self, step: int) -> float:
+    def epoch(self, step: int) -> float:
+        """How many epochs `step` steps are."""
         return round(step / self.plan.steps_per_epoch, 4)
 
     def _note(self, record: dict[str, Any]) -> None:
@@ -237,11 +235,11 @@ class Fit:
         try:
             metrics = evaluate(self.prepared.task.kind, self.prepared.task.labels, logits, split.targets)
         except TrainingError as error:
-            text = f"After step {step:,}: {error} Lower --lr, or pass --precision fp32."
+            text = f"After step {step:,}: {error} {advice(self.plan.lr, self.model)}"
             raise RanAway(text, since=step) from None
         if name == "train":
             self.progress.trained = metrics
-        return {"kind": "eval", "step": step, "epoch": self._epoch(step), "split": name, "metrics": scalars(metrics)}
+        return {"kind": "eval", "step": step, "epoch": self.epoch(step), "split": name, "metrics": scalars(metrics)}
 
     def _compare(self, records: list[dict[str, Any]]) -> None:
         progress = self.progress
@@ -362,37 +360,6 @@ class Fit:
         self.model.encoder.compute_in(torch.float32)
         self.model.load_state_dict(found.tensors["weights"])
         return found.step
-
-    def _train_quality(self) -> dict[str, Any]:
-        """Metrics of the training rows as they were seen while training, and a word about how they were measured."""
-        measured = "while training, with dropout, over the last whole epoch"
-        if self.progress.trained is not None:
-            return {**self.progress.trained, "measured": measured}
-        task, train, course = self.prepared.task, self.prepared.train, self.course
-        seen = epoch_order(len(train), seed=course.seed, epoch=0)[: self.progress.step * course.batch_size]
-        metrics = evaluate(task.kind, task.labels, course.running[seen], train.targets[seen])
-        return {**metrics, "measured": f"while training, with dropout, over the {len(seen):,} rows seen"}
-
-    def train_metrics(self, encoded: Encoded) -> dict[str, Any]:
-        """What metrics.json says about training: quality on rows as they were seen in the last epoch, and speed."""
-        progress = self.progress
-        losses = [r["loss"] for r in progress.history if r["kind"] == "step"]
-        seconds = max(progress.seconds, 1e-9)
-        return {
-            **self._train_quality(),
-            "loss": losses[-1] if losses else None,
-            "rows": len(encoded),
-            "steps": progress.step,
-            "epochs": self._epoch(progress.step),
-            "best_step": progress.best and progress.best["step"],
-            "seconds": progress.seconds,
-            "examples_per_second": progress.rows / seconds,
-            "tokens_per_second": progress.tokens / seconds,
-            "padding_share": padding_share(
-                self.model.encoder.config, tokens=progress.tokens, pairs=progress.pairs, wasted=progress.wasted
-            ),
-            "peak_memory_bytes": peak_memory(),
-        }
 
 
 def scalars(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -107,8 +107,7 @@ def training_steps(
             optimizer.forget()
             what = "loss" if not math.isfinite(loss) else "gradient"
             raise Diverged(
-                f"Step {number}: the {what} is no longer a finite number. Lower --lr (now at most "
-                f"{optimizer.rates.max():g}), or pass --precision fp32."
+                f"Step {number}: the {what} is no longer a finite number. {advice(optimizer.rates.max(), model)}"
             )
         optimizer.clip(course.clip, norm)
         optimizer.apply(number)
@@ -118,6 +117,12 @@ def training_steps(
         pairs, wasted = sum(count[0] for count in counts), sum(count[1] for count in counts)
         rate = float(optimizer.rates[number - 1])
         yield Step(number, loss, rate, norm, len(rows), tokens, pairs, wasted, time.perf_counter() - begin)
+
+
+def advice(lr: float, model: ClassifierModel) -> str:
+    """What to do about numbers that grow without end; lr: the highest learning rate."""
+    rest = "." if model.encoder.compute_dtype == torch.float32 else ", or pass --precision fp32."
+    return f"Lower --lr (now at most {lr:g}){rest}"
 
 
 def _backward(

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from bertune.config import TrainConfig
+from bertune.data.batch import Batch
 from bertune.data.ragged import Encoded
-from bertune.errors import TrainingError
+from bertune.errors import BertuneError, TrainingError
 from bertune.model.classifier import ClassifierModel
+from bertune.model.infer import infer_logits
 from bertune.model.losses import Loss, make_loss
 from bertune.training import loop
 from bertune.training.loop import Course, Step, training_steps
@@ -209,6 +211,30 @@ class TestMemory:
 
         with pytest.raises(TrainingError, match=r"Step 1: the GPU has no room for even one row of 1\d tokens.*--max-l"):
             Training(tiny_bert, token_budget=128).steps()
+
+
+    def test_measuring_halves_its_batches_until_they_fit(self, tiny_bert: Path) -> None:
+        training = Training(tiny_bert)
+        model, encoded = training.model, training.course.encoded
+        wanted = infer_logits(model, encoded, budget=64)
+        sizes: list[int] = []
+
+        def limited(batch: Batch) -> Tensor:
+            if batch.tokens > 40:
+                raise torch.cuda.OutOfMemoryError("no room")
+            sizes.append(len(batch))
+            return model(model.inputs(batch))
+
+        assert np.allclose(infer_logits(model, encoded, budget=4096, forward=limited), wanted, atol=1e-5)
+        assert sum(sizes) == len(encoded) and max(sizes) > 1
+
+    def test_measuring_a_row_that_does_not_fit_by_itself_ends_with_advice(self, tiny_bert: Path) -> None:
+        def never(batch: Batch) -> Tensor:
+            raise torch.cuda.OutOfMemoryError("no room")
+
+        training = Training(tiny_bert)
+        with pytest.raises(BertuneError, match=r"The GPU has no room for one row of \d+ tokens. Lower --max-length"):
+            infer_logits(training.model, training.course.encoded, budget=64, forward=never)
 
 
 class TestDivergence:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -118,8 +119,6 @@ def _ours(name: str, side: str, seed: int, options: argparse.Namespace) -> Made:
 
 def _trainer(name: str, side: str, seed: int, options: argparse.Namespace) -> Made:
     """transformers' Trainer at its best: bf16, grouped by length; otherwise the same, the choice of the epoch too."""
-    import tempfile
-
     from transformers import AutoTokenizer, DataCollatorWithPadding, EvalPrediction, Trainer, TrainingArguments
 
     from bertune.evaluate.metrics import check_metric, evaluate
@@ -139,21 +138,23 @@ def _trainer(name: str, side: str, seed: int, options: argparse.Namespace) -> Ma
         targets = seen.label_ids if kind == "multi" else seen.label_ids.astype(np.int64)
         return {metric: evaluate(kind, labels, np.asarray(seen.predictions, np.float32), targets)[metric]}
 
-    with tempfile.TemporaryDirectory() as temporary:
-        arguments = TrainingArguments(
-            output_dir=temporary, num_train_epochs=plan.epochs, per_device_train_batch_size=plan.batch_size,
-            learning_rate=plan.lr, warmup_steps=config.train.warmup, weight_decay=config.train.weight_decay,
-            bf16=True, use_cpu=True, train_sampling_strategy="group_by_length", seed=seed, report_to="none",
-            eval_strategy="epoch", save_strategy="epoch", save_total_limit=1, save_only_model=True,
-            load_best_model_at_end=True, metric_for_best_model=metric, per_device_eval_batch_size=64, disable_tqdm=True,
-        )
-        trainer = Trainer(
-            model_init=lambda: transformers_model(str(folder), parts["train"], seed=seed), args=arguments,
-            train_dataset=features(parts["train"]), eval_dataset=features(parts["valid"]), compute_metrics=measure,
-            data_collator=DataCollatorWithPadding(AutoTokenizer.from_pretrained(folder)),
-        )
-        trainer.train()
-        logits = {part: trainer.predict(features(parts[part])).predictions for part in ("valid", "test")}
+    # What it needs to go on after each epoch stays in the folder until the cell is written.
+    work = options.out / "runs" / f"{name}-{side}-{seed}"
+    arguments = TrainingArguments(
+        output_dir=str(work), num_train_epochs=plan.epochs, per_device_train_batch_size=plan.batch_size,
+        learning_rate=plan.lr, warmup_steps=config.train.warmup, weight_decay=config.train.weight_decay,
+        bf16=True, use_cpu=True, train_sampling_strategy="group_by_length", seed=seed, report_to="none",
+        eval_strategy="epoch", save_strategy="epoch", save_total_limit=1,
+        load_best_model_at_end=True, metric_for_best_model=metric, per_device_eval_batch_size=64, disable_tqdm=True,
+    )
+    trainer = Trainer(
+        model_init=lambda: transformers_model(str(folder), parts["train"], seed=seed), args=arguments,
+        train_dataset=features(parts["train"]), eval_dataset=features(parts["valid"]), compute_metrics=measure,
+        data_collator=DataCollatorWithPadding(AutoTokenizer.from_pretrained(folder)),
+    )
+    trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")))
+    logits = {part: trainer.predict(features(parts[part])).predictions for part in ("valid", "test")}
+    shutil.rmtree(work)
     settings = {"epochs": plan.epochs, "batch_size": plan.batch_size, "lr": plan.lr, "metric": metric}
     return _sorted(labels, {part: (logits[part], parts[part].targets) for part in logits}, settings)
 

@@ -1,7 +1,7 @@
 """Both sides of a comparison as child processes that take turns, so that a busy or throttled machine hurts them alike.
 
 A child trains without end and stops after each timed window until it is told to go on (see `Pacer`); only one child
-computes at a time. The parent reads each window's examples and seconds and takes medians of the ratios of neighbours.
+computes at a time. The parent reads each window's examples and seconds and takes medians of the ratios within a round.
 """
 
 from __future__ import annotations

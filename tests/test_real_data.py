@@ -71,12 +71,6 @@ def test_mrpc_is_read_in_spite_of_its_byte_order_mark(shared_data):
     assert len(table) == 4_076 and task.is_pair and task.labels == ("0", "1")
 
 
-def test_ocnli_drops_and_counts_rows_without_a_majority(shared_data):
-    table, task, _ = read(shared_data / "zh/dev.json")
-    assert len(table) == 2_950 and "50" in " ".join(table.notes)
-    assert task.labels == ("contradiction", "entailment", "neutral")
-
-
 @pytest.mark.parametrize("pairs", [False, True])
 def test_chinese_is_trained_and_predicted_end_to_end(shared_data, tmp_path, pairs):
     transformers = pytest.importorskip("transformers")

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,6 +140,24 @@ def test_the_entry_used_least_recently_goes_first(root: Path, monkeypatch: pytes
     assert sum(one.bytes for one in left) <= 5000
 
 
+def test_a_converted_model_that_this_run_reads_later_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BERTUNE_CACHE_LIMIT", "5000")
+    now = time.time()
+    model, earlier = root / "models" / ("a" * 64), root / "models" / ("b" * 64)
+    for folder, used in ((model, now), (earlier, 100.0)):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(bytes(2000))
+        (folder / "meta.json").write_text("{}", encoding="utf-8")
+        os.utime(folder / "meta.json", (used, used))
+    entry(root, "c", used=now + 60)
+    entry(root, "d", used=now + 60, numbers=400)
+
+    assert model.is_dir() and not earlier.is_dir()
+    assert [one.path.name[0] for one in cache_entries(root)] == ["a", "d"]
+    entry(root, "e", used=now + 60, numbers=700)
+    assert [one.path.name[0] for one in cache_entries(root)] == ["a", "d"], "nothing goes for what cannot be kept"
+
+
 def test_what_is_larger_than_the_limit_is_not_kept(
     tokenizer: Tokenizer, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +173,28 @@ def test_clearing_removes_entries_and_leftovers_and_nothing_else(tokenizer: Toke
     size = cache_entries(root)[0].bytes
     assert clear_cache(root) == size > 0 and cache_entries(root) == []
     assert sorted(path.name for path in root.rglob("*")) == ["mine", "notes.txt", "tokens"]
+
+
+def test_what_a_killed_download_left_is_counted_and_cleared(root: Path) -> None:
+    folder = root / "downloads" / ("a" * 64)
+    folder.mkdir(parents=True)
+    (folder / ".bertune-tmp-1-ab.zip").write_bytes(bytes(700))
+
+    assert [one.bytes for one in cache_entries(root)] == [700]
+    assert clear_cache(root) == 700 and not folder.exists()
+
+
+def test_a_download_that_goes_on_is_not_removed_to_make_room(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BERTUNE_CACHE_LIMIT", "5000")
+    unfinished = root / "downloads" / ("a" * 64) / ".bertune-tmp-1-ab.zip"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.write_bytes(bytes(2000))
+    entry(root, "b", used=time.time() + 60, numbers=700)
+    assert unfinished.exists()
+
+    os.utime(unfinished, (100.0, 100.0))  # nothing was written to it for long
+    entry(root, "b", used=time.time() + 60, numbers=700)
+    assert not unfinished.exists()
 
 
 def test_an_entry_that_is_in_use_stays(tokenizer: Tokenizer, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from bertune.errors import ConfigError
-from bertune.paths import cache_root, size_in_bytes
+from bertune.paths import ENTRY, cache_root, size_in_bytes
 
 log = logging.getLogger("bertune")
 
@@ -32,6 +32,7 @@ _DEFAULT_LIMIT = "5GB"
 _KEY = re.compile(r"[0-9a-f]{64}")
 _ASIDE = re.compile(r"\.bertune-.*")  # an entry being written or removed
 _ABANDONED = 3600.0  # seconds after which one that is still there was left by a killed process
+_BEGAN = time.time()  # what was used since then, this process may read again
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,17 @@ def cache_limit() -> int:
 
 
 def cache_entries(root: Path | None = None) -> list[CacheEntry]:
-    """All entries, least recently used first."""
+    """All entries, least recently used first; one without meta.json is a download that goes on, or was killed."""
     entries = []
     for path in sorted((root or cache_root()).glob("*/*")):
         if not _KEY.fullmatch(path.name):
             continue
         try:
-            size = sum(file.stat().st_size for file in path.iterdir())
-            entries.append(CacheEntry(path, path.parent.name, size, (path / "meta.json").stat().st_mtime))
+            found = {file.name: file.stat() for file in path.iterdir()}
+            size = sum(state.st_size for state in found.values())
+            written = max((state.st_mtime for state in found.values()), default=path.stat().st_mtime)
+            used = found[ENTRY].st_mtime if ENTRY in found else written
+            entries.append(CacheEntry(path, path.parent.name, size, used))
         except OSError:  # removed by another process at this moment
             continue
     return sorted(entries, key=lambda entry: entry.used)
@@ -111,7 +115,9 @@ def write_entry(root: Path, kind: str, key: str, arrays: dict[str, np.ndarray], 
     try:
         (root / kind).mkdir(parents=True, exist_ok=True)
         _sweep(root, older_than=_ABANDONED)
-        _make_room(root, limit - size)
+        if not _make_room(root, limit - size):
+            log.info("Not cached: what is in use leaves no %d MB below the limit of the cache.", size // 10**6)
+            return False
         aside = Path(tempfile.mkdtemp(prefix=".bertune-", dir=root / kind))
         files = {}
         for name, array in arrays.items():
@@ -145,15 +151,29 @@ def _checksum(path: Path) -> tuple[int, int]:
     return size, crc
 
 
-def _make_room(root: Path, allowed: int) -> None:
-    """Removes entries, least recently used first, until `allowed` bytes or fewer are taken."""
+def _make_room(root: Path, allowed: int) -> bool:
+    """Removes entries, least recently used first, until `allowed` bytes or fewer are taken.
+
+    False, and nothing is removed, where what has to stay takes more.
+    """
     entries = cache_entries(root)
+    needed = [entry for entry in entries if _is_needed(entry)]
+    if sum(entry.bytes for entry in needed) > allowed:
+        return False
     taken = sum(entry.bytes for entry in entries)
     for entry in entries:
         if taken <= allowed:
             break
-        if _remove(entry.path):
+        if entry not in needed and _remove(entry.path):
             taken -= entry.bytes
+    return True
+
+
+def _is_needed(entry: CacheEntry) -> bool:
+    """Whether an entry is being written, or is a converted model that this process reads after its texts are stored."""
+    if not (entry.path / ENTRY).is_file():
+        return time.time() - entry.used < _ABANDONED
+    return entry.kind == "models" and entry.used >= _BEGAN
 
 
 def _remove(folder: Path) -> bool:

@@ -275,6 +275,15 @@ class TestFolder:
             make(out=tmp_path / "letters").fit(TEXTS, LABELS)
         assert (tmp_path / "letters" / "dear.txt").read_text(encoding="utf-8") == "dear"
 
+    def test_a_named_result_is_replaced_by_its_own_estimator_alone(self, make: Make, tmp_path: Path) -> None:
+        model = make(out=tmp_path / "kept").fit(TEXTS, LABELS)
+        stored = pickle.dumps(model)
+
+        with pytest.raises(ConfigError, match="kept': the folder holds another result"):
+            clone(model).fit(TEXTS, [label == "tools" for label in LABELS])
+        assert pickle.dumps(model) == stored
+        assert model.fit(TEXTS, LABELS).folder_ == tmp_path / "kept"
+
     def test_validation_rows_choose_the_best_epoch(self, make: Make) -> None:
         model = make(validation=0.2, epochs=2).fit(TEXTS, LABELS)
 

@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
+from bertune.bundle import BUNDLE_FILE
 from bertune.config import Config, nested
 from bertune.data.rows import is_missing
 from bertune.errors import ConfigError, DataError, Interrupted
@@ -31,7 +32,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
     text, text_pair: column names, for frames; by default every column is text of the first side. validation: share of
     the rows that chooses the best epoch and is not trained on (None: all rows train, the last epoch counts).
     settings: any other option by its dotted name, for example {"train.schedule": "cosine"}. out: folder for the
-    result; by default a temporary one that lives as long as the estimator.
+    result, where only this estimator's own earlier one is replaced; by default a temporary one that lives as long as
+    the estimator.
 
     After `fit`: classes_ (labels in the order of `predict_proba`), model_ (`Predictor`), metrics_ (of the run), and
     feature_names_in_ where X was a frame: the columns that are read, whatever their order in later frames.
@@ -196,7 +198,11 @@ class Classifier(ClassifierMixin, BaseEstimator):
     def _folder(self) -> tuple[Path, Callable[[], object]]:
         """Where the result goes, and what removes it: a temporary folder goes with the estimator, a named one stays."""
         if self.out is not None:
-            return Path(self.out), _nothing
+            out, own = Path(self.out), getattr(self, "folder_", None)
+            # Another estimator may answer from there, a clone of this one for example.
+            if (out / BUNDLE_FILE).exists() and (own is None or own.resolve() != out.resolve()):
+                raise ConfigError(f"out='{out}': the folder holds another result. Name another, or remove it.")
+            return out, _nothing
         folder = Path(tempfile.mkdtemp(prefix="bertune-"))
         return folder / "model", weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
 

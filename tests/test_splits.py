@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertune.data.splits import Splits, split_rows
+from bertune.config import DataConfig
+from bertune.data.read import Table
+from bertune.data.splits import Splits, groups_of, split_rows
 from bertune.errors import ConfigError, DataError
+from bertune.training.prepare import read_splits
 
 FRACTION = st.sampled_from([0.1, 0.15, 0.2, 0.25, 1 / 3])
 SEED = st.integers(0, 5)
@@ -188,7 +194,42 @@ def test_an_empty_split_is_an_error_that_names_it() -> None:
         split_rows(np.arange(20) % 2, "single", valid=0.1, test=0.1, seed=0, groups=["a", "b"] * 10)
 
 
-@pytest.mark.parametrize("blank", [None, "", float("nan")])
-def test_a_row_without_a_group_is_an_error_that_names_the_row(blank: object) -> None:
-    with pytest.raises(DataError, match="row 2 of the table has no group"):
-        split_rows(np.arange(20) % 2, "single", valid=0.1, test=0.1, seed=0, groups=["a", blank] + ["b"] * 18)
+@pytest.mark.parametrize("blank", [None, "", " ", float("nan")])
+def test_a_row_without_a_group_is_an_error_that_names_file_and_row(blank: object) -> None:
+    table = Table(pl.DataFrame({"who": [blank]}), files=("x.csv",), row_numbers=np.array([7]))
+    with pytest.raises(DataError, match=r"x\.csv row 7, column 'who': the group is missing\. Fill it in"):
+        groups_of(table, "who")
+
+
+@pytest.mark.parametrize("cell", [["a", "b"], {"name": "a"}])
+def test_a_list_or_record_as_a_group_is_an_error_that_names_file_and_row(cell: object) -> None:
+    table = Table(pl.DataFrame({"who": [cell]}), files=("x.jsonl",))
+    with pytest.raises(DataError, match=r"x\.jsonl row 1, column 'who': a list or record cannot be a group"):
+        groups_of(table, "who")
+
+
+@pytest.mark.parametrize(
+    ("groups", "options", "message"),
+    [
+        ("aabbcc", {"valid": "v.csv", "test": "t.csv"}, None),
+        ("aabbac", {"valid": "v.csv", "test": "t.csv"}, "train and valid rows share 1 group, for example 'a'.*--valid"),
+        ("aabbca", {"valid": "v.csv", "test": "t.csv"}, "train and test rows share 1 group, for example 'a'.*--test"),
+        ("aabbcc", {"valid": "v.csv", "test": "v.csv"}, "valid and test rows share 1 group, for example 'c'.*--test"),
+        ("aabbac", {"valid": "v.csv", "test": 0.5}, "(train and valid|valid and test) rows share 1 group.*--valid"),
+    ],
+    ids=["none", "train and valid", "train and test", "valid and test", "a file and rows drawn for the other"],
+)
+def test_no_two_of_the_given_files_may_share_a_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, options: dict[str, Any], message: str | None
+) -> None:
+    """groups: of four rows to train on, and of the one row in each of the other files."""
+    monkeypatch.chdir(tmp_path)
+    rows = [f"a text,{'xy'[place % 2]},{group}\n" for place, group in enumerate(groups)]
+    for name, part in (("x.csv", rows[:4]), ("v.csv", rows[4:5]), ("t.csv", [rows[5].replace("c", "d")])):
+        Path(name).write_text("text,label,who\n" + "".join(part), encoding="utf-8")
+    data = DataConfig(files=["x.csv"], group="who", **options)
+    if message is None:
+        assert set(read_splits(None, data, lambda text: None).splits) == {"train", "valid", "test"}
+        return
+    with pytest.raises(ConfigError, match=message):
+        read_splits(None, data, lambda text: None)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bertune.data.rows import is_missing
 from bertune.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from bertune.data.read import Table
 
 EPS = 1e-9  # sums of fractions are compared with this tolerance
 
@@ -37,7 +42,7 @@ def split_rows(
     rounded up or down), multi-label rows by iterative stratification. With `groups` (a value per row) all rows of a
     value fall into one split, and label shares are kept as close as a greedy choice can.
 
-    Raises `ConfigError` for fractions that leave a split without rows, `DataError` for a row without a group.
+    Raises `ConfigError` for fractions that leave a split without rows.
     """
     count = len(targets)
     names = ["train"] + [name for name, share in (("valid", valid), ("test", test)) if share is not None]
@@ -63,6 +68,20 @@ def split_rows(
             )
     by_name = dict(zip(names, rows, strict=True))
     return Splits(by_name["train"], by_name.get("valid"), by_name.get("test"))
+
+
+def groups_of(table: Table, name: str) -> list[object]:
+    """The group of each row, from the column `name`; `DataError` for a row without one, or with several."""
+    groups = table.column(name)
+    for row, group in enumerate(groups):
+        if isinstance(group, list | tuple | dict):
+            problem = "a list or record cannot be a group. Name a column of single values with --group."
+        elif is_missing(group):
+            problem = "the group is missing. Fill it in, or remove the row."
+        else:
+            continue
+        raise DataError(f"{table.place(row)}, column '{name}': {problem}")
+    return groups
 
 
 def _by_label(targets: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -173,7 +192,5 @@ def _group_numbers(groups: Sequence[object], count: int) -> np.ndarray:
     numbers: dict[object, int] = {}
     result = np.empty(count, np.int64)
     for row, group in enumerate(groups):
-        if group is None or group == "" or group != group:
-            raise DataError(f"row {row + 1} of the table has no group; fill in the --group column, or remove the row.")
         result[row] = numbers.setdefault(group, len(numbers))
     return result

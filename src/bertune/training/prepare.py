@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from bertune.config import DataConfig
 from bertune.data.read import Table, read_table
-from bertune.data.splits import split_rows
+from bertune.data.splits import groups_of, split_rows
 from bertune.data.tasks import Rows, Task, encode_labels, infer_task, rows_of
 from bertune.data.tokens import Encoded, Tokenizer, cache_root, encode_cached
 from bertune.errors import ConfigError
@@ -72,9 +73,7 @@ def read_splits(source: Any, data: DataConfig, say: Say) -> Prepared:
     say(sentence)
     targets = encode_labels(task, table)
     fractions = _fractions(data)
-    groups = table.column(data.group) if data.group else None
-    if data.group and given:
-        _refuse_shared_groups(table, given, data.group)
+    groups = groups_of(table, data.group) if data.group else None
     if any(fractions.values()):
         parts = split_rows(
             targets, task.kind, valid=fractions["valid"], test=fractions["test"], seed=data.split_seed, groups=groups
@@ -88,6 +87,8 @@ def read_splits(source: Any, data: DataConfig, say: Say) -> Prepared:
     for name, part in given.items():
         splits[name] = Split(name, part, encode_labels(task, part))
     ordered: dict[str, Split] = {name: splits[name] for name in ("train", "valid", "test") if name in splits}
+    if data.group and given:
+        _refuse_shared_groups(ordered, given, data.group)
     prepared = Prepared(task, ordered, _rule(data, fractions, task))
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in ordered.items())
     say(f"Splits: {sizes} rows ({prepared.rule}).")
@@ -116,15 +117,17 @@ def _rule(data: DataConfig, fractions: dict[str, float | None], task: Task) -> s
     return f"{shares} of the rows, {how}, split seed {data.split_seed}"
 
 
-def _refuse_shared_groups(table: Table, given: dict[str, Table], group: str) -> None:
-    known = set(table.column(group))
-    for name, part in given.items():
-        shared = known.intersection(part.column(group))
+def _refuse_shared_groups(splits: dict[str, Split], given: Collection[str], group: str) -> None:
+    """ConfigError where two splits share a group; `given` are those that have a file of their own."""
+    groups = {name: set(groups_of(split.table, group)) for name, split in splits.items()}
+    for one, other in combinations(groups, 2):
+        shared = groups[one] & groups[other]
         if shared:
             example = sorted(map(str, shared))[0]
             raise ConfigError(
-                f"--group {group}: {len(shared):,} groups stand in both the training and the {name} file, for example "
-                f"'{example}'. Leave those rows out of one of them, or pass --{name} as a fraction."
+                f"--group {group}: the {one} and {other} rows share {len(shared):,} group"
+                f"{'' if len(shared) == 1 else 's'}, for example '{example}'. Leave those rows out of one of them, "
+                f"or pass --{other if other in given else one} as a fraction."
             )
 
 

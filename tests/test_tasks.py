@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertune.config import DataConfig, ReadConfig
+from bertune.config import DataConfig
 from bertune.data.read import Table, read_table
 from bertune.data.tasks import Task, encode_labels, infer_task, sort_labels
 from bertune.errors import ConfigError, DataError
+from small_tables import infer, papers, reviews, table
 
 SUBJECTS = ["Computer Science", "Physics", "Mathematics"]
-
-
-def table(columns: Mapping[str, Any]) -> Table:
-    return read_table(columns, ReadConfig())
-
-
-def infer(columns: Mapping[str, Any], **options: Any) -> tuple[Task, str]:
-    return infer_task(table(columns), DataConfig(**options))
-
-
-def papers() -> dict[str, list[Any]]:
-    return {
-        "ID": ["17", "18", "19"], "TITLE": ["t1", "t2", "t3"], "ABSTRACT": ["a1", "a2", "a3"],
-        "Computer Science": ["1", "0", "1"], "Physics": ["0", "1", "1"], "Mathematics": ["0", "0", "0"],
-    }
-
-
-def reviews(**more: list[Any]) -> dict[str, list[Any]]:
-    return {"text": ["good", "bad", "so so"], "label": ["pos", "neg", "neutral"]} | more
 
 
 # What is found without being told
@@ -105,6 +86,13 @@ def test_lists_of_labels_make_a_multi_label_task() -> None:
     task, _ = infer(columns)
     assert (task.kind, task.label_format, task.labels) == ("multi", "list", ("x", "y", "z"))
     assert encode_labels(task, table(columns)).tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_null_and_blank_items_of_a_list_are_no_labels() -> None:
+    columns = {"text": ["a", "b", "c"], "label": [["x", None], [" ", "y", ""], [None]]}
+    task, _ = infer(columns)
+    assert task.labels == ("x", "y")
+    assert encode_labels(task, table(columns)).tolist() == [[1, 0], [0, 1], [0, 0]]
 
 
 def test_a_separator_splits_cells_and_an_empty_cell_has_no_label() -> None:

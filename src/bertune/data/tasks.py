@@ -274,7 +274,7 @@ def _read_label_names(path: str) -> list[str]:
 def _parts(cell: object, sep: str | None) -> list[str]:
     """The labels that a cell holds, as text."""
     if isinstance(cell, list | tuple):
-        return [_label_text(item) for item in cell]
+        return [text for item in cell if (text := _label_text(item))]
     if is_missing(cell):
         return []
     if sep is not None and isinstance(cell, str):

@@ -19,6 +19,7 @@ from bertune.config import DataConfig, ReadConfig
 from bertune.data import formats, sniff, sources
 from bertune.data.read import read_chunks, read_table
 from bertune.errors import ConfigError, DataError
+from bertune.paths import cache_root
 
 SNLI = '{"gold_label": "-", "sentence1": "a", "sentence2": "b"}\n'
 
@@ -245,3 +246,23 @@ def test_hub_paths_are_read_through_the_hub_and_fail_with_one_sentence_without_i
     fails("hf://datasets/a/b/*.csv", "the hub cannot be reached (no route)")
     use(absent)
     fails(name, f"{name}: the hub has no such file, or does not show it. Check the name, and HF_TOKEN.")
+
+
+def test_a_member_packed_by_a_method_that_python_lacks_is_said_so(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        packed.writestr("one.csv", "text,label\na,b\n")
+    raw = (tmp_path / "a.zip").read_bytes()
+    deflate64 = (9).to_bytes(2, "little")  # the method stands in the header of the member, and in the list at the end
+    begin = raw.index(b"PK\x01\x02")
+    raw = raw[:8] + deflate64 + raw[10 : begin + 10] + deflate64 + raw[begin + 12 :]
+    (tmp_path / "a.zip").write_bytes(raw)
+    fails(tmp_path / "a.zip", "a.zip: 'one.csv' is packed by a method that Python cannot unpack. Unpack it yourself")
+
+
+def test_a_tilde_before_no_users_name_is_part_of_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fails("~nobody-here/x.csv", "~nobody-here/x.csv: no such file, and no folder '~nobody-here'.")
+    Path("~backup.csv").write_text("text,label\na,b\n", encoding="utf-8")
+    assert len(read_table("~backup.csv")) == 1
+    monkeypatch.setenv("BERTUNE_CACHE", "~nobody-here/cache")
+    assert cache_root() == Path("~nobody-here/cache")

@@ -45,11 +45,19 @@ def size_in_bytes(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with `~` as the home folder; where `~name` names no user of this machine it is a name like any other."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def cache_root() -> Path:
     """The cache folder: BERTUNE_CACHE where it is set, else the platform's own place. It need not exist yet."""
     chosen = os.environ.get("BERTUNE_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
+        return expanded(chosen)
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
         return (Path(local) if local else Path.home() / "AppData" / "Local") / "bertune" / "cache"

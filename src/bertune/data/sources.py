@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from bertune.errors import ConfigError, DataError, listed, nearest
+from bertune.paths import expanded
 
 # A zip member that claims to unpack to more is refused; nothing is ever unpacked to disk.
 MAX_UNPACKED = 4 * 2**30
@@ -84,7 +85,13 @@ class Source:
         if self.member is None:
             return Path(self.path).open("rb")
         with zipfile.ZipFile(self.path) as archive:  # an open member keeps the file itself open
-            return io.BufferedReader(cast(io.RawIOBase, archive.open(self.member)))
+            try:
+                return io.BufferedReader(cast(io.RawIOBase, archive.open(self.member)))
+            except NotImplementedError:  # Deflate64 and the like
+                raise DataError(
+                    f"{self.name}: '{self.member}' is packed by a method that Python cannot unpack. "
+                    "Unpack it yourself, and name the file."
+                ) from None
 
 
 @contextmanager
@@ -136,13 +143,13 @@ def find_sources(path: str | Path) -> list[Source]:
     if name.startswith(_HUB):
         return _find_hub(name)
     with reading(name):
-        local = Path(path).expanduser()
+        local = expanded(path)
         if local.is_file():
             return [_in_zip(name, local, None) if local.suffix.lower() == ".zip" else Source(name, str(local))]
         if local.is_dir():
             return [_in_folder(name, local, None)]
         outer, mark, inner = name.rpartition("!")
-        base = Path(outer).expanduser()
+        base = expanded(outer)
         if mark and inner and base.is_dir():
             return [_in_folder(name, base, inner)]
         if mark and inner and base.is_file():

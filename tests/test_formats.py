@@ -19,16 +19,7 @@ from hypothesis import strategies as st
 from bertune.config import ReadConfig
 from bertune.data import formats
 from bertune.data.read import Table, read_chunks, read_table
-
-
-def write(path: Path, text: str | bytes) -> Path:
-    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
-    return path
-
-
-def rows(table: Table) -> list[tuple[object, ...]]:
-    return table.frame.rows()
-
+from small_tables import rows, write
 
 CELLS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 LITERAL = st.text(st.characters(codec="utf-8", exclude_characters="\0\t\r\n"), max_size=12)

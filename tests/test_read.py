@@ -12,8 +12,9 @@ import polars as pl
 import pytest
 
 from bertune.config import DataConfig, ReadConfig
-from bertune.data.read import Table, read_chunks, read_table
+from bertune.data.read import read_chunks, read_table
 from bertune.errors import DataError
+from small_tables import rows, write
 
 SNLI_NAMES = ("gold_label", "sentence1_binary_parse", "sentence2_binary_parse", "sentence1", "sentence2", "pairID")
 SNLI_ROWS = (
@@ -21,15 +22,6 @@ SNLI_ROWS = (
     ("-", "( A cat )", "( A pet )", "A cat", "A pet", "2"),
     ("entailment", "( A man )", "( A human )", "A man", "A human", "3"),
 )
-
-
-def write(path: Path, text: str | bytes) -> Path:
-    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
-    return path
-
-
-def rows(table: Table) -> list[tuple[object, ...]]:
-    return table.frame.rows()
 
 
 def snli_text() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertune.config import ReadConfig
-from bertune.data.read import Table, read_table
 from bertune.data.tasks import Rows, Task, rows_from_python, rows_of
 from bertune.errors import DataError
-
-
-def table(columns: Mapping[str, Any]) -> Table:
-    return read_table(columns, ReadConfig())
-
-
-def csv(folder: Path, text: str, name: str = "train.csv") -> Table:
-    path = folder / name
-    path.write_text(text, encoding="utf-8")
-    return read_table(path, ReadConfig())
-
+from small_tables import csv, table
 
 # Texts of a table
 

@@ -10,17 +10,9 @@ import polars as pl
 import pytest
 
 from bertune.config import DataConfig, ReadConfig
-from bertune.data.read import Table, read_table
+from bertune.data.read import read_table
 from bertune.data.sniff import consistently_quoted, looks_like_header
-
-
-def write(path: Path, text: str | bytes) -> Path:
-    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
-    return path
-
-
-def rows(table: Table) -> list[tuple[object, ...]]:
-    return table.frame.rows()
+from small_tables import rows, write
 
 
 def test_quotes_in_a_tsv_are_plain_unless_they_are_consistent(tmp_path: Path) -> None:

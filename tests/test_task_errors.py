@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bertune.config import DataConfig, ReadConfig
-from bertune.data.read import Table, read_table
-from bertune.data.tasks import Task, encode_labels, infer_task
+from bertune.config import DataConfig
+from bertune.data.tasks import encode_labels, infer_task
 from bertune.errors import ConfigError, DataError
-
-
-def table(columns: Mapping[str, Any]) -> Table:
-    return read_table(columns, ReadConfig())
-
-
-def csv(folder: Path, text: str, name: str = "train.csv") -> Table:
-    path = folder / name
-    path.write_text(text, encoding="utf-8")
-    return read_table(path, ReadConfig())
-
-
-def infer(columns: Mapping[str, Any], **options: Any) -> tuple[Task, str]:
-    return infer_task(table(columns), DataConfig(**options))
-
-
-def papers() -> dict[str, list[Any]]:
-    return {
-        "ID": ["17", "18", "19"], "TITLE": ["t1", "t2", "t3"], "ABSTRACT": ["a1", "a2", "a3"],
-        "Computer Science": ["1", "0", "1"], "Physics": ["0", "1", "1"], "Mathematics": ["0", "0", "0"],
-    }
-
-
-def reviews(**more: list[Any]) -> dict[str, list[Any]]:
-    return {"text": ["good", "bad", "so so"], "label": ["pos", "neg", "neutral"]} | more
-
+from small_tables import csv, infer, papers, reviews, table
 
 # What does not fit is an error that says where and what to do
 

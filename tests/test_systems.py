@@ -13,21 +13,13 @@ from safetensors.torch import load_file
 
 import bertune
 from bertune.config import Config
-from bertune.training.listen import Silent
 from d2l_archive import make_archive
+from tiny_runs import Told
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 SUBJECTS = ["Computer Science", "Physics", "Mathematics", "Statistics", "Quantitative Biology", "Quantitative Finance"]
 HEADER = ["gold_label", "sentence1_binary_parse", "sentence2_binary_parse", "sentence1_parse", "sentence2_parse",
           "sentence1", "sentence2", "pairID"]  # fmt: skip
-
-
-class Heard(Silent):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.texts.append(text)
 
 
 def official_snli(path: Path) -> Path:
@@ -59,12 +51,12 @@ def test_system_b_trains_from_the_official_archive_and_the_published_encoder_as_
     config = Config.load(RECIPES / "snli-d2l-small.yaml").updated(
         {"train": {"epochs": 2, "batch_size": 16, "threads": 1}}
     )
-    heard = Heard()
+    told = Told()
     result = bertune.train(
         snli, valid=f"{snli}!dev", test=f"{snli}!test", model=encoder, out=tmp_path / "out", config=config,
-        listener=heard,
+        listener=told,
     )
-    said = " ".join(heard.texts)
+    said = " ".join(told.said)
     assert "Words come from the parse columns sentence1_binary_parse, sentence2_binary_parse." in said
     assert "All words are in the vocabulary." in said
     assert "12" in said and "'-'" in said, "rows without a gold label are counted"

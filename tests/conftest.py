@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,26 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["BERTUNE_CACHE"]
     else:
         os.environ["BERTUNE_CACHE"] = before
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache, for one test alone."""
+    monkeypatch.setenv("BERTUNE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def alone(empty_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache of bertune and of the hub, and no network: every connection fails at once."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(*args: object, **options: object) -> None:
+        raise urllib.error.URLError("Network is unreachable")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
 
 
 @pytest.fixture(scope="session")

@@ -18,51 +18,23 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from bertune.errors import ModelError
 from bertune.hub import PRESETS, list_presets, resolve
+from local_models import failure, make_folder
 
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty cache of bertune and of the hub, and no network: every connection fails at once."""
-    monkeypatch.setenv("BERTUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.chdir(tmp_path)
-
-    def refuse(*args: Any, **options: Any) -> Any:
-        raise urllib.error.URLError("Network is unreachable")
-
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
-
-
-def _folder(path: Path, *names: str) -> Path:
-    path.mkdir(parents=True)
-    for name in names:
-        (path / name).write_text("{}", encoding="utf-8")
-    return path
-
-
-def _fail(name: str | Path, **options: Any) -> str:
-    with pytest.raises(ModelError) as caught:
-        resolve(name, **options)
-    assert caught.value.exit_code == 2
-    return str(caught.value)
-
+pytestmark = pytest.mark.usefixtures("alone")
 
 # Paths.
 
 
 def test_a_model_folder_is_taken_as_it_is(tmp_path: Path) -> None:
-    folder = _folder(tmp_path / "own", "config.json", "model.safetensors")
+    folder = make_folder(tmp_path / "own", "config.json", "model.safetensors")
     source = resolve(str(folder))
     assert (source.path, source.kind, source.title) == (folder, "folder", "own")
 
 
 def test_an_existing_path_wins_over_a_preset_and_a_hub_name(tmp_path: Path) -> None:
-    _folder(tmp_path / "bert", "config.json")
-    _folder(tmp_path / "google-bert" / "bert-base-uncased", "config.json")
+    make_folder(tmp_path / "bert", "config.json")
+    make_folder(tmp_path / "google-bert" / "bert-base-uncased", "config.json")
     assert resolve("bert").kind == "folder"
     assert resolve("google-bert/bert-base-uncased").kind == "folder"
 
@@ -75,37 +47,37 @@ def test_an_archive_is_known_by_its_ending(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("inner", ["", "bert.small.torch"])
 def test_the_unpacked_folder_of_the_book_counts_as_its_archive(tmp_path: Path, inner: str) -> None:
-    folder = _folder(tmp_path / "data" / inner, "vocab.json", "pretrained.params")
+    folder = make_folder(tmp_path / "data" / inner, "vocab.json", "pretrained.params")
     source = resolve(tmp_path / "data")
     assert (source.kind, source.path) == ("archive", folder)
 
 
 def test_a_folder_without_a_config_is_an_error_that_says_what_is_missing(tmp_path: Path) -> None:
-    _folder(tmp_path / "science", "notes.txt")
-    message = _fail("science")
+    make_folder(tmp_path / "science", "notes.txt")
+    message = failure("science")
     assert "no config.json; found notes.txt" in message
     assert "rename this folder" in message, "the preset of that name is out of reach"
 
 
 def test_a_single_file_is_an_error_that_asks_for_its_folder(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
-    assert "pass the folder that holds it" in _fail("model.safetensors")
+    assert "pass the folder that holds it" in failure("model.safetensors")
     (tmp_path / "pretrained.params").write_bytes(b"")
-    assert "one of the book's two files (pretrained.params and vocab.json); pass their folder" in _fail(
+    assert "one of the book's two files (pretrained.params and vocab.json); pass their folder" in failure(
         "pretrained.params"
     )
 
 
 def test_a_revision_of_a_local_path_is_an_error(tmp_path: Path) -> None:
-    _folder(tmp_path / "own", "config.json")
-    assert "Leave out --revision" in _fail("own", revision="main")
+    make_folder(tmp_path / "own", "config.json")
+    assert "Leave out --revision" in failure("own", revision="main")
 
 
 # Names.
 
 
 def test_a_misspelt_preset_gets_the_nearest_name() -> None:
-    message = _fail("multilinguall")
+    message = failure("multilinguall")
     assert "did you mean 'multilingual'?" in message and "d2l-base" in message
 
 
@@ -113,12 +85,12 @@ def test_a_misspelt_preset_gets_the_nearest_name() -> None:
     "name", ["", "  ", "./absent", "~nobody-here/model", "absent.zip", "owner/absent.zip", "a/b/c", "x" * 5000]
 )
 def test_what_can_be_no_model_is_one_clear_error(name: str) -> None:
-    assert "preset" in _fail(name)
+    assert "preset" in failure(name)
 
 
 def test_presets_are_found_by_their_hub_names_too() -> None:
-    assert "google-bert/bert-base-uncased is not on this machine" in _fail("bert-base-uncased")
-    assert "google-bert/bert-base-uncased is not on this machine" in _fail("google-bert/bert-base-uncased")
+    assert "google-bert/bert-base-uncased is not on this machine" in failure("bert-base-uncased")
+    assert "google-bert/bert-base-uncased is not on this machine" in failure("google-bert/bert-base-uncased")
 
 
 def test_all_presets_of_the_documentation_are_there() -> None:
@@ -135,11 +107,11 @@ def _hub_copy(cache: Path, repo: str, *names: str, commit: str = "a" * 40) -> Pa
     place = cache / f"models--{repo.replace('/', '--')}"
     (place / "refs").mkdir(parents=True)
     (place / "refs" / "main").write_text(commit, encoding="utf-8")
-    return _folder(place / "snapshots" / commit, *names)
+    return make_folder(place / "snapshots" / commit, *names)
 
 
 def test_an_absent_hub_model_says_what_to_put_where() -> None:
-    message = _fail("bert")
+    message = failure("bert")
     assert "Network is unreachable" in message
     assert (
         "Put its config.json, model.safetensors (or pytorch_model.bin) and tokenizer files into a folder and pass "
@@ -159,7 +131,7 @@ def test_a_cached_copy_is_used_without_a_network(tmp_path: Path, weights: str) -
 @pytest.mark.parametrize("names", [("config.json", "vocab.txt"), ("config.json", "model.safetensors")])
 def test_a_copy_that_lacks_weights_or_vocabulary_does_not_count(tmp_path: Path, names: tuple[str, ...]) -> None:
     _hub_copy(tmp_path / "hub", "google-bert/bert-base-uncased", *names)
-    assert "not on this machine" in _fail("bert")
+    assert "not on this machine" in failure("bert")
 
 
 def test_a_copy_that_lacks_a_shard_does_not_count(tmp_path: Path) -> None:
@@ -167,7 +139,7 @@ def test_a_copy_that_lacks_a_shard_does_not_count(tmp_path: Path) -> None:
     folder = _hub_copy(tmp_path / "hub", "me/large", *names)
     index = {"weight_map": {"a": names[3], "b": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    assert "me/large is no folder here" in _fail("me/large")
+    assert "me/large is no folder here" in failure("me/large")
     (folder / "model-00002-of-00002.safetensors").write_bytes(b"")
     assert resolve("me/large").path == folder
 
@@ -183,7 +155,7 @@ def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     def snapshot_download(repo: str, *, revision: str | None, allow_patterns: list[str], etag_timeout: float) -> str:
         state.wanted, state.revision = allow_patterns, revision
-        return str(_folder(tmp_path / "snapshot", *allow_patterns))
+        return str(make_folder(tmp_path / "snapshot", *allow_patterns))
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
@@ -208,7 +180,7 @@ def test_the_pickled_weights_are_fetched_where_there_are_no_others(online: Simpl
 
 def test_a_repository_without_weights_is_an_error(online: SimpleNamespace) -> None:
     online.files = ["config.json", "model.gguf"]
-    assert "has no config.json with model.safetensors or pytorch_model.bin" in _fail("owner/name")
+    assert "has no config.json with model.safetensors or pytorch_model.bin" in failure("owner/name")
 
 
 def _answer(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,21 +207,21 @@ def test_each_answer_of_the_hub_becomes_a_clear_error(
     kind: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _answer(getattr(huggingface_hub.errors, kind), monkeypatch)
-    assert expected in _fail("google-bert/bert-base-uncasedd", revision="v9")
+    assert expected in failure("google-bert/bert-base-uncasedd", revision="v9")
 
 
 def test_a_failure_of_the_hubs_http_client_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     _answer(huggingface_hub.errors.HfHubHTTPError.__bases__[0], monkeypatch)
-    assert "as the hub says it" in _fail("owner/name")
+    assert "as the hub says it" in failure("owner/name")
 
 
 def test_offline_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **options: pytest.fail("asked the hub"))
     monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **options: pytest.fail("asked the network"))
-    assert "the network is switched off" in _fail("bert", offline=True)
+    assert "the network is switched off" in failure("bert", offline=True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert "the network is switched off" in _fail("modern")
-    assert "the network is switched off" in _fail("d2l-small")
+    assert "the network is switched off" in failure("modern")
+    assert "the network is switched off" in failure("d2l-small")
 
 
 @pytest.fixture

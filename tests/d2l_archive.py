@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+
+from bertune.errors import ModelError
+from bertune.model.source import convert
 
 SPECIAL = ["<unk>", "<pad>", "<mask>", "<cls>", "<sep>"]
 WORDS = [
@@ -148,3 +152,16 @@ def _attention(weights: Mapping[str, np.ndarray], prefix: str, x: np.ndarray, va
         shares = np.exp(scores - scores.max(axis=1, keepdims=True))
         parts.append(shares / shares.sum(axis=1, keepdims=True) @ value[:valid, own])
     return _linear(weights, f"{prefix}W_o", np.concatenate(parts, axis=1))
+
+
+def refusal(path: Path, out: Path) -> str:
+    """The error text of a conversion that fails, and leaves nothing."""
+    with pytest.raises(ModelError) as caught:
+        convert(path, out)
+    assert not out.exists(), "nothing may stay of a failed conversion"
+    assert not list(out.parent.glob(".bertune-tmp-*"))
+    return str(caught.value)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())

@@ -15,25 +15,9 @@ from bertune.errors import BertuneError, ModelError
 from bertune.model import source as sources
 from bertune.model.source import convert, open_source
 from bertune.model.weights import write_weights
-from d2l_archive import make_archive, malicious_params
+from d2l_archive import make_archive, malicious_params, names_in, refusal
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BERTUNE_CACHE", str(tmp_path / "cache"))
-
-
-def _refused(path: Path, out: Path) -> str:
-    with pytest.raises(ModelError) as caught:
-        convert(path, out)
-    assert not out.exists(), "nothing may stay of a failed conversion"
-    assert not list(out.parent.glob(".bertune-tmp-*"))
-    return str(caught.value)
-
-
-def _names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 # The folder that convert writes.
 
@@ -115,7 +99,7 @@ def test_a_pickled_model_becomes_safetensors_with_tied_weights_once(
     assert state.keys() - kept.keys() == {"cls.predictions.decoder.weight"}
     assert all(torch.equal(kept[name], state[name]) for name in kept)
     assert "1 tied weight(s) stored once" in said
-    assert _names(tmp_path / "out") == ["config.json", "model.safetensors", "vocab.txt"]
+    assert names_in(tmp_path / "out") == ["config.json", "model.safetensors", "vocab.txt"]
 
 
 @pytest.mark.parametrize("ending", ["zip", "tar.gz"])
@@ -127,7 +111,7 @@ def test_an_archive_of_an_ordinary_model_is_opened(
     shutil.make_archive(str(tmp_path / "packed"), {"zip": "zip", "tar.gz": "gztar"}[ending], tmp_path, "pickled")
     folder, source = open_source(tmp_path / f"packed.{ending}")
     assert source.kind == "archive"
-    assert _names(folder) == ["config.json", "meta.json", "model.safetensors", "vocab.txt"]
+    assert names_in(folder) == ["config.json", "meta.json", "model.safetensors", "vocab.txt"]
 
 
 def test_a_converted_masked_language_model_gives_the_same_states_in_transformers(tmp_path: Path) -> None:
@@ -160,7 +144,7 @@ def test_shards_are_joined_and_a_missing_one_is_named(tmp_path: Path) -> None:
     convert(folder, tmp_path / "out")
     assert load_file(tmp_path / "out" / "model.safetensors").keys() == {"weight0", "weight1"}
     (folder / names[1]).unlink()
-    assert names[1] in _refused(folder, tmp_path / "again")
+    assert names[1] in refusal(folder, tmp_path / "again")
 
 
 def test_damaged_safetensors_are_a_clear_error(tmp_path: Path) -> None:
@@ -168,26 +152,26 @@ def test_damaged_safetensors_are_a_clear_error(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
     (folder / "model.safetensors").write_bytes(b"\x10\x00")
-    assert "damaged or cut" in _refused(folder, tmp_path / "out")
+    assert "damaged or cut" in refusal(folder, tmp_path / "out")
 
 
 def test_a_folder_without_weights_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
-    assert "has no weights" in _refused(tmp_path / "model", tmp_path / "out")
+    assert "has no weights" in refusal(tmp_path / "model", tmp_path / "out")
 
 
 def test_a_config_that_is_no_model_s_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("[]", encoding="utf-8")
-    assert "expected a JSON object with model_type" in _refused(tmp_path / "model", tmp_path / "out")
+    assert "expected a JSON object with model_type" in refusal(tmp_path / "model", tmp_path / "out")
 
 
 def test_a_result_of_bertune_is_not_converted(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     for name in ("config.json", "bertune.json"):
         (tmp_path / "run" / name).write_text("{}", encoding="utf-8")
-    assert "Copy the folder instead" in _refused(tmp_path / "run", tmp_path / "out")
+    assert "Copy the folder instead" in refusal(tmp_path / "run", tmp_path / "out")
 
 
 def test_heads_are_given_only_for_the_books_archives(
@@ -202,5 +186,5 @@ def test_a_malicious_pytorch_model_bin_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
     (folder / "pytorch_model.bin").write_bytes(malicious_params(tmp_path / "ran", form="zip"))
-    assert "pytorch_model.bin: refused" in _refused(folder, tmp_path / "out")
+    assert "pytorch_model.bin: refused" in refusal(folder, tmp_path / "out")
     assert not (tmp_path / "ran").exists()

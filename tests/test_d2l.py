@@ -32,29 +32,15 @@ from d2l_archive import (
     make_archive,
     make_state,
     malicious_params,
+    names_in,
     plain_forward,
+    refusal,
     saved,
     write_archive,
 )  # fmt: skip
 
+pytestmark = pytest.mark.usefixtures("empty_cache")
 VOCABULARY = json.dumps(WORDS).encode("utf-8")
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BERTUNE_CACHE", str(tmp_path / "cache"))
-
-
-def _refused(path: Path, out: Path) -> str:
-    with pytest.raises(ModelError) as caught:
-        convert(path, out)
-    assert not out.exists(), "nothing may stay of a failed conversion"
-    assert not list(out.parent.glob(".bertune-tmp-*"))
-    return str(caught.value)
-
-
-def _names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 # Parity with the book's computation.
@@ -125,7 +111,7 @@ def test_a_converted_folder_keeps_every_published_weight(tmp_path: Path) -> None
     kept = load_file(tmp_path / "out" / "model.safetensors")
     assert kept.keys() == state.keys()
     assert all(torch.equal(kept[name], state[name]) for name in state)
-    assert _names(tmp_path / "out") == ["config.json", "model.safetensors", "vocab.json"]
+    assert names_in(tmp_path / "out") == ["config.json", "model.safetensors", "vocab.json"]
 
 
 def test_the_number_of_heads_follows_the_published_models() -> None:
@@ -197,7 +183,7 @@ def test_other_weights_than_the_books_are_listed(
     state = dict(make_state(hidden=32, ffn=48))
     change(state)
     write_archive(tmp_path / "a.zip", saved(state), VOCABULARY)
-    assert expected in _refused(tmp_path / "a.zip", tmp_path / "out")
+    assert expected in refusal(tmp_path / "a.zip", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -212,7 +198,7 @@ def test_other_weights_than_the_books_are_listed(
 )
 def test_a_word_list_that_does_not_fit_is_an_error(tmp_path: Path, vocabulary: bytes, expected: str) -> None:
     write_archive(tmp_path / "a.zip", saved(make_state(hidden=32, ffn=48)), vocabulary)
-    assert expected in _refused(tmp_path / "a.zip", tmp_path / "out")
+    assert expected in refusal(tmp_path / "a.zip", tmp_path / "out")
 
 
 def test_heads_that_do_not_divide_the_width_are_an_error(tmp_path: Path) -> None:
@@ -230,7 +216,7 @@ def test_a_malicious_pickle_is_refused_and_its_code_does_not_run(tmp_path: Path,
     victim = tmp_path / "ran"
     params = malicious_params(victim, form=form)
     write_archive(tmp_path / "a.zip", params, VOCABULARY)
-    message = _refused(tmp_path / "a.zip", tmp_path / "out")
+    message = refusal(tmp_path / "a.zip", tmp_path / "out")
     assert "refused: it" in message and "weights_only" not in message, "torch advises to load such a file all the same"
     assert not victim.exists()
     if form == "bare pickle":
@@ -245,7 +231,7 @@ def test_a_malicious_pickle_is_refused_and_its_code_does_not_run(tmp_path: Path,
 def test_a_cut_tensor_file_is_a_clear_error(tmp_path: Path, legacy: bool, keep: float) -> None:
     params = saved(make_state(hidden=32, ffn=48), legacy=legacy)
     write_archive(tmp_path / "a.zip", params[: int(len(params) * keep)], VOCABULARY)
-    message = _refused(tmp_path / "a.zip", tmp_path / "out")
+    message = refusal(tmp_path / "a.zip", tmp_path / "out")
     assert "pretrained.params: " in message
 
 
@@ -254,7 +240,7 @@ def test_an_archive_that_points_outside_itself_is_not_opened(tmp_path: Path, nam
     make_archive(tmp_path / "a.zip", hidden=32, ffn=48)
     with zipfile.ZipFile(tmp_path / "a.zip", "a") as zipped:
         zipped.writestr(name, b"evil")
-    assert "points outside the archive" in _refused(tmp_path / "a.zip", tmp_path / "out")
+    assert "points outside the archive" in refusal(tmp_path / "a.zip", tmp_path / "out")
 
 
 def test_links_in_archives_are_refused(tmp_path: Path) -> None:
@@ -262,12 +248,12 @@ def test_links_in_archives_are_refused(tmp_path: Path) -> None:
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
         zipped.writestr(link, "/etc/passwd")
-    assert "is a link" in _refused(tmp_path / "a.zip", tmp_path / "out")
+    assert "is a link" in refusal(tmp_path / "a.zip", tmp_path / "out")
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tarred:
         member = tarfile.TarInfo("vocab.json")
         member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tarred.addfile(member)
-    assert "is a link" in _refused(tmp_path / "a.tar.gz", tmp_path / "out")
+    assert "is a link" in refusal(tmp_path / "a.tar.gz", tmp_path / "out")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -275,26 +261,26 @@ def test_a_name_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     make_archive(tmp_path / "a.zip", hidden=32, ffn=48)
     with zipfile.ZipFile(tmp_path / "a.zip", "a") as zipped:
         zipped.writestr("bert.small.torch/vocab.json", VOCABULARY)
-    assert "twice" in _refused(tmp_path / "a.zip", tmp_path / "out")
+    assert "twice" in refusal(tmp_path / "a.zip", tmp_path / "out")
 
 
 def test_an_archive_too_large_to_be_meant_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_archive(tmp_path / "a.zip", hidden=32, ffn=48)
     monkeypatch.setattr(archives, "LARGEST", 1000)
-    assert "at most 1,000 are accepted" in _refused(tmp_path / "a.zip", tmp_path / "out")
+    assert "at most 1,000 are accepted" in refusal(tmp_path / "a.zip", tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.tar"])
 @pytest.mark.parametrize("content", [b"", b"no archive at all" * 50, b"\x1f\x8b\x08" + bytes(40)])
 def test_what_is_no_archive_is_a_clear_error(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    assert "archive" in _refused(tmp_path / name, tmp_path / "out")
+    assert "archive" in refusal(tmp_path / name, tmp_path / "out")
 
 
 def test_an_archive_with_other_files_says_what_it_holds(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
         zipped.writestr("notes.txt", b"")
-    assert "it holds notes.txt" in _refused(tmp_path / "a.zip", tmp_path / "out")
+    assert "it holds notes.txt" in refusal(tmp_path / "a.zip", tmp_path / "out")
 
 
 def test_the_leftovers_of_file_managers_are_overlooked(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import transformers
 
 from bertune.errors import MissingExtraError, ModelError
 from bertune.model.load import hub_config, load_model, read_config, read_source
-from tiny_models import own_head, tiny
+from tiny_models import configure, own_head, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -21,11 +21,6 @@ def folder(tmp_path: Path) -> Path:
     """A folder with the configuration of a tiny bert."""
     tiny("bert").config.save_pretrained(tmp_path)
     return tmp_path
-
-
-def _configure(folder: Path, **changes: Any) -> None:
-    raw = {key: value for key, value in (read_source(folder) | changes).items() if value is not ...}
-    (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
 
 
 def test_a_folder_without_a_readable_configuration_says_what_it_should_hold(folder: Path) -> None:
@@ -54,13 +49,13 @@ def test_a_folder_without_a_readable_configuration_says_what_it_should_hold(fold
 def test_configurations_that_cannot_be_computed_are_refused(
     folder: Path, changes: dict[str, Any], message: str
 ) -> None:
-    _configure(folder, **changes)
+    configure(folder, **changes)
     with pytest.raises(ModelError, match=message):
         read_config(folder)
 
 
 def test_an_unknown_type_names_the_extra_that_may_know_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _configure(folder, model_type="deberta-v2")
+    configure(folder, model_type="deberta-v2")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"'deberta-v2' is not one of bert, .* the adapter .*bertune\[hf\]"):
         read_config(folder)
@@ -68,7 +63,7 @@ def test_an_unknown_type_names_the_extra_that_may_know_it(folder: Path, monkeypa
 
 def test_old_bert_files_need_not_state_their_type(folder: Path) -> None:
     expected = read_config(folder)
-    _configure(folder, model_type=..., architectures=...)
+    configure(folder, model_type=..., architectures=...)
     assert read_config(folder) == expected
 
 
@@ -106,7 +101,7 @@ def test_modernberts_that_cannot_be_computed_are_refused(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     tiny("modernbert").config.save_pretrained(tmp_path)
-    _configure(tmp_path, **changes)
+    configure(tmp_path, **changes)
     with pytest.raises(ModelError, match=message):
         read_config(tmp_path)
 

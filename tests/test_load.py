@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from bertune.model.load import (
     read_source,
     save_model,
 )  # fmt: skip
-from tiny_models import CASES, batch_of, hidden_of, loaded, logits_of, padded, random_rows, scrambled, tiny
+from tiny_models import CASES, batch_of, configure, hidden_of, loaded, logits_of, padded, random_rows, scrambled, tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BATCH = batch_of(random_rows([20, 9, 3]))
@@ -40,11 +39,6 @@ def folder(tmp_path: Path) -> Path:
 
 def _rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
     save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors")
-
-
-def _configure(folder: Path, **changes: Any) -> None:
-    raw = {key: value for key, value in (read_source(folder) | changes).items() if value is not ...}
-    (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
 
 
 def _save(folder: Path, model: Any, source: Path) -> Path:
@@ -206,13 +200,13 @@ def test_unexpected_weights_are_listed(folder: Path) -> None:
 
 
 def test_wrong_shapes_are_listed(folder: Path) -> None:
-    _configure(folder, vocab_size=91)
+    configure(folder, vocab_size=91)
     with pytest.raises(ModelError, match=r"1 is of another shape .*word_embeddings.* \[90, 32\] instead of \[91, 32\]"):
         loaded(folder)
 
 
 def test_too_few_layers_in_the_configuration_are_noticed(folder: Path) -> None:
-    _configure(folder, num_hidden_layers=2)
+    configure(folder, num_hidden_layers=2)
     with pytest.raises(ModelError, match=r"16 are not expected: encoder\.layer\.2"):
         loaded(folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from bertune.data.batch import Batch
 from bertune.model.classifier import ClassifierModel
 from bertune.model.heads import HeadConfig, decide_head
-from bertune.model.load import LoadReport, load_model, read_config
+from bertune.model.load import LoadReport, load_model, read_config, read_source
 
 VOCABULARY = 90
 COMMON = {
@@ -121,3 +122,9 @@ def hidden_of(model: ClassifierModel, batch: Batch) -> Tensor:
 def logits_of(model: ClassifierModel, batch: Batch) -> Tensor:
     with torch.no_grad():
         return model(model.inputs(batch))
+
+
+def configure(folder: Path, **changes: Any) -> None:
+    """Change the fields of a config.json; `...` takes one out."""
+    raw = {key: value for key, value in (read_source(folder) | changes).items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")

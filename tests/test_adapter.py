@@ -122,10 +122,7 @@ def test_it_can_be_trained(folder: Path) -> None:
     ours, _ = loaded(folder)
     loss = torch.nn.functional.cross_entropy(ours(ours.inputs(batch_of(ROWS))), torch.tensor([0, 1, 2, 0]))
     loss.backward()
-    assert ours.encoder.embeddings.word_embeddings.weight.grad.abs().sum() > 0
-    assert len(ours.encoder.layers) == 3
-    ours.encoder.layers[0].requires_grad_(False)
-    assert not ours.encoder.module.encoder.layer[0].attention.self.query_proj.weight.requires_grad
+    assert ours.encoder.module.embeddings.word_embeddings.weight.grad.abs().sum() > 0
 
 
 def test_bf16_is_close_and_keeps_the_weights_in_fp32(folder: Path) -> None:
@@ -183,14 +180,6 @@ def test_code_in_a_model_folder_is_never_run(folder: Path) -> None:
     (folder / "code.py").write_text("raise SystemExit('this ran')", encoding="utf-8")
     with pytest.raises(ModelError, match=r"'home-made' is not one of bert, .* code inside a model folder is never run"):
         read_config(folder)
-
-
-def test_shared_layers_cannot_be_frozen_one_by_one(tmp_path: Path) -> None:
-    _tiny("albert").save_pretrained(tmp_path)
-    ours, _ = loaded(tmp_path)
-    ours.encoder.embeddings.requires_grad_(False)
-    with pytest.raises(ModelError, match="cannot be told apart; freeze none, embeddings or the encoder"):
-        _ = ours.encoder.layers
 
 
 def test_layers_cannot_be_skipped(folder: Path) -> None:

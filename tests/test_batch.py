@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertune.data.batch import epoch_order, evaluation_batches, make_batch, split_by_budget, steps_per_epoch
 from bertune.data.ragged import Encoded
-from bertune.model.attention import padded_cells
+from bertune.model.attention import plan_attention
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=120)
 BUDGETS = st.integers(1, 2000)
@@ -107,6 +108,12 @@ def test_an_evaluation_visits_every_row_once(lengths: list[int], budget: int) ->
 def sentence_pairs(count: int) -> np.ndarray:
     """Token counts like those of SNLI: 30 on average, most between 15 and 55."""
     return np.clip(np.random.default_rng(0).gamma(6.5, 4.2, count).astype(int) + 3, 8, 128)
+
+
+def padded_cells(lengths: np.ndarray) -> int:
+    """Token places that grouped attention computes for rows of these lengths, padding included."""
+    plan = plan_attention(np.concatenate([[0], np.cumsum(lengths)]), device=torch.device("cpu"), dtype=torch.float32)
+    return sum(group.rows * group.width for group in plan.groups)
 
 
 def abstracts(count: int) -> np.ndarray:

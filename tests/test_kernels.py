@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -259,3 +262,22 @@ def test_sums_of_squares() -> None:
     assert kernels.square_sum(grads) == pytest.approx(expected, rel=1e-6)
     assert kernels.square_sum([torch.tensor([torch.inf])]) == float("inf")
     assert kernels.square_sum([]) == 0
+
+
+@built
+def test_fewer_threads_than_asked_for_compute_all_the_same() -> None:
+    """Some OpenMP settings give a smaller team; what it does not compute would be left as the memory was."""
+    code = (
+        "import torch; from bertune.model import kernels; torch.set_num_threads(4)\n"
+        "values = torch.ones(3000, 64, dtype=torch.bfloat16)\n"
+        "out = kernels.activate(values, kernels.activation_table(torch.relu))\n"
+        "assert bool((out == 1).all()), out; assert float(kernels.times_and_sum(out, None)[0]) == 3000"
+    )
+    environment = os.environ | {"OMP_THREAD_LIMIT": "1"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
+
+
+@built
+def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_VERSION", -1)
+    assert kernels.library.__wrapped__() is None

@@ -305,18 +305,6 @@ def test_saving_and_loading_name_every_weight_alike(folder: Path) -> None:
         assert all(torch.equal(state[name], expected[name]) and state[name].is_contiguous() for name in state)
 
 
-def test_masters_are_saved_instead_of_weights_kept_in_bf16(folder: Path) -> None:
-    model, _ = loaded(folder)
-    masters = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.encoder.compute_in(torch.bfloat16)
-    exact = hub_state(model, weights=masters)
-    rounded = hub_state(model)
-    name = "bert.encoder.layer.0.intermediate.dense.weight"
-    assert torch.equal(exact[name], masters["encoder.layers.0.up.weight"])
-    assert not torch.equal(rounded[name], exact[name])
-    assert {tensor.dtype for tensor in (*exact.values(), *rounded.values())} == {torch.float32}
-
-
 def test_the_saved_configuration_keeps_no_stale_fields(folder: Path) -> None:
     model, _ = loaded(folder)
     source = read_source(folder) | {"torch_dtype": "bfloat16", "auto_map": {"AutoModel": "x.y"}, "_name_or_path": "x"}

@@ -109,6 +109,10 @@ def test_a_small_rate_is_never_rounded_away() -> None:
     assert 0 < float((_kept(0.001) == 0).float().mean()) < 0.01
 
 
+def test_no_rate_below_1_drops_everything() -> None:
+    assert level(0.9999) == 255 and mask_factor(0.9999) == 256
+
+
 def test_no_dropout_leaves_values_as_they_are() -> None:
     assert _noise(1).dropout(ONES, 0.0) is ONES
 

@@ -310,6 +310,20 @@ class TestOptimizer:
             assert master.dtype == torch.float32
             assert torch.equal(master, exact.state_dict()[name]), name
 
+    def test_weights_that_lie_transposed_in_memory_train_as_others_do(self, tiny_bert: Path) -> None:
+        plain, _ = loaded(tiny_bert)
+        strided, _ = loaded(tiny_bert)
+        for value in strided.parameters():  # as files of torch.save may hold them
+            if value.ndim == 2 and value is not strided.encoder.embeddings.word.weight:
+                value.data = value.data.t().contiguous().t()
+        optimizers = [new_optimizer(model, config()) for model in (plain, strided)]
+        for step, (rows, targets) in zip(range(1, 6), batches(), strict=False):
+            for model, optimizer in zip((plain, strided), optimizers, strict=True):
+                our_step(model, optimizer, rows, targets, step, noisy=False, clip=1.0)
+
+        for name, value in plain.state_dict().items():
+            assert torch.allclose(strided.state_dict()[name], value, rtol=0, atol=1e-5), name
+
     def test_bf16_weights_follow_their_masters(self, tiny_bert: Path) -> None:
         model, _ = loaded(tiny_bert)
         full = {name: value.detach() for name, value in model.named_parameters()}

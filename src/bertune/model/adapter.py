@@ -1,6 +1,6 @@
 """Encoders that are not of the family (DeBERTa, MPNet, ...), run by transformers behind the call of our own `Encoder`.
 
-They are slower: rows are padded to the longest of a batch, and frozen layers are not cached. Code that lies in a model
+They are slower: rows are padded to the longest of a batch, and layers cannot be frozen one by one. Code that lies in a model
 folder is never run. This needs the extra `hf`.
 """
 
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from bertune.errors import MissingExtraError, ModelError
 from bertune.model.encoder import EncoderConfig, Inputs
+from bertune.model.hubconfig import OWN_TYPE
 from bertune.model.names import OWN_HEAD, Misfits
 from bertune.model.noise import Noise
 from bertune.model.weights import read_weights
 
-OWN_TYPE = "bertune-"  # of saved results, see hubconfig.py
 HIDDEN_RATES = ("hidden_dropout_prob", "dropout", "hidden_dropout")
 ATTENTION_RATES = ("attention_probs_dropout_prob", "attention_dropout")
 # These count positions from pad_id + 1, as roberta does.
@@ -111,20 +111,6 @@ class AdapterEncoder(nn.Module):
         self.compute_dtype = torch.float32
         takes_types = "token_type_ids" in inspect.signature(module.forward).parameters
         self._types = takes_types and config.type_vocab > 1
-
-    @property
-    def embeddings(self) -> nn.Module:
-        """All embeddings, to be frozen."""
-        found = getattr(self.module, "embeddings", None)
-        return found if isinstance(found, nn.Module) else self.module.get_input_embeddings()  # type: ignore[operator]
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """The layers from the lowest, to be frozen; ModelError where they are kept in another way (shared, say)."""
-        for part in self.module.modules():
-            if isinstance(part, nn.ModuleList) and len(part) == self.config.layers:
-                return part
-        raise ModelError("The layers of this encoder cannot be told apart; freeze none, embeddings or the encoder.")
 
     def compute_in(self, dtype: torch.dtype, *, kernels: str = "torch") -> AdapterEncoder:
         """Compute the matrix products in `dtype`; the weights stay in fp32, and `kernels` stay those of torch."""

@@ -98,11 +98,6 @@ def _cuts(lengths: np.ndarray) -> list[tuple[int, int]]:
     return cuts
 
 
-def padded_cells(lengths: np.ndarray) -> int:
-    """Token places that grouped attention computes for rows of these lengths, padding included."""
-    return sum((last - first) * int(lengths[first:last].max()) for first, last in _cuts(lengths))
-
-
 def count_pairs(lengths: np.ndarray, *, padded: bool) -> tuple[int, int]:
     """Pairs of query and key that attention computes for rows of these lengths, and how many are for padding alone."""
     needed = int((lengths.astype(np.int64) ** 2).sum())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from bertune.model import kernels
 from bertune.model.attention import Group, Plan
@@ -93,10 +94,11 @@ class _Layer(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (hidden, asking, first, context, total1, stats1, middle, slope, inner, total2, stats2,
          w_qkv, w_out, w_up, w_down, w_norm1, w_norm2, *kept) = ctx.saved_tensors  # fmt: skip
-        drops, shape = ctx.drops, ctx.shape
+        drops, shape, wanted = ctx.drops, ctx.shape, ctx.needs_input_grad[0]
         grad = grads[0].contiguous()
 
         grad_middle, update, sums2 = kernels.norm_back(grad, total2, stats2, w_norm2, drop=drops[2])
@@ -113,7 +115,8 @@ class _Layer(torch.autograd.Function):
             grad_qkv = _attend_back(grad_context, kept, ctx.plan, shape, drops[0])
             g_b_qkv = kernels.times_and_sum(grad_qkv, None)
             g_qkv = grad_qkv.t() @ hidden
-            grad_hidden = torch.addmm(grad_hidden, grad_qkv, w_qkv)
+            if wanted:
+                grad_hidden = torch.addmm(grad_hidden, grad_qkv, w_qkv)
         else:
             width = hidden.shape[1]
             query, both, shares = kept
@@ -122,10 +125,11 @@ class _Layer(torch.autograd.Function):
             )
             g_b_qkv = torch.cat([kernels.times_and_sum(part, None) for part in (grad_query, grad_both)])
             g_qkv = torch.cat((grad_query.t() @ asking, grad_both.t() @ hidden))
-            grad_first = torch.addmm(grad_hidden, grad_query, w_qkv[:width])
-            grad_hidden = (grad_both @ w_qkv[width:]).index_add_(0, first, grad_first)
+            if wanted:
+                grad_first = torch.addmm(grad_hidden, grad_query, w_qkv[:width])
+                grad_hidden = (grad_both @ w_qkv[width:]).index_add_(0, first, grad_first)
         return (
-            grad_hidden, g_qkv, g_b_qkv, g_out, sums1[2], g_up, g_b_up, g_down, sums2[2],
+            grad_hidden if wanted else None, g_qkv, g_b_qkv, g_out, sums1[2], g_up, g_b_up, g_down, sums2[2],
             sums1[0], sums1[1], sums2[0], sums2[1], None, None, None, None,
         )  # fmt: skip
 

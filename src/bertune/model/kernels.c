@@ -11,11 +11,11 @@
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define FAST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
-#define FAST
+#error "needs GCC 12 or newer on x86-64; what others make of this would be slower than torch" /* it is optional */
 #endif
 #define INLINE static inline __attribute__((always_inline))
 #define BLOCK 16     /* values computed at once; buffers have room for so many more than a line has */
-#define LONGEST 8192 /* widest line that buffers on the stack can hold; kernels.py checks it */
+#define LONGEST 8192 /* widest line that buffers on the stack can hold; fused.py checks it */
 #define ROOM (LONGEST + BLOCK)
 
 typedef uint16_t bf16;
@@ -25,7 +25,7 @@ INLINE float up(bf16 value) {
     return both.number;
 }
 
-INLINE bf16 down(float value) { /* to the nearest, ties to even; what is not a number stays so */
+INLINE bf16 down(float value) { /* to the nearest, ties to even; the NaN that arithmetic makes stays one */
     union { float number; uint32_t bits; } both = {value};
     return (bf16)((both.bits + 0x7fff + ((both.bits >> 16) & 1)) >> 16);
 }
@@ -34,10 +34,10 @@ INLINE int64_t whole(int64_t count) { /* up to whole vectors: short lines leave 
     return (count + BLOCK - 1) & ~(int64_t)(BLOCK - 1);
 }
 
-INLINE float exponential(float x) { /* relative error below 2e-7 between -87 and 88 */
+INLINE float exponential(float x) { /* relative error below 5e-7 between -87 and 88 */
     x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
     float whole = __builtin_rintf(x * 1.44269504f);
-    float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    float rest = x - whole * 0.69314718f;
     float series = 1.9875691500e-4f;
     series = series * rest + 1.3981999507e-3f;
     series = series * rest + 8.3334519073e-3f;
@@ -61,18 +61,23 @@ typedef struct {
 } share_t;
 
 static void (*pool)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel of torch's own runtime */
-static int (*own_number)(void);
+static int (*own_number)(void), (*team_size)(void);
 
-void bertune_init(void *parallel, void *thread_number) {
+const int bertune_version = 1; /* raise it with every change of a signature; kernels.py checks it */
+
+void bertune_init(void *parallel, void *thread_number, void *thread_count) {
     pool = (void (*)(void (*)(void *), void *, unsigned, unsigned))parallel;
     own_number = (int (*)(void))thread_number;
+    team_size = (int (*)(void))thread_count;
 }
 
 static void one_share(void *given) {
     share_t *share = given;
-    int thread = own_number();
-    int64_t begin = share->count * thread / share->threads, end = share->count * (thread + 1) / share->threads;
-    if (begin < end) share->work(share->job, begin, end, thread);
+    int team = team_size(); /* it may be smaller than was asked for; the shares stay what they are */
+    for (int thread = own_number(); thread < share->threads; thread += team) {
+        int64_t begin = share->count * thread / share->threads, end = share->count * (thread + 1) / share->threads;
+        if (begin < end) share->work(share->job, begin, end, thread);
+    }
 }
 
 /* `count` units of `size` bytes each; little work is not worth waking others for. */

@@ -21,6 +21,7 @@ from torch import Tensor
 
 LONGEST = 8192  # the widest line that kernels.c takes
 _BLOCK = 16  # values that it reads at once
+_VERSION = 1  # of its signatures
 
 _PROTOTYPES = {  # p: pointer, n: int64, i: int, u: uint32, f: float
     "pack": "pppnnnnni",
@@ -66,10 +67,13 @@ def library() -> ctypes.CDLL | None:
         try:
             pool = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
             loaded = ctypes.CDLL(found.origin)
-            parallel, number = pool.GOMP_parallel, pool.omp_get_thread_num
-        except (OSError, AttributeError):
+            version = ctypes.c_int.in_dll(loaded, "bertune_version").value
+            entries = pool.GOMP_parallel, pool.omp_get_thread_num, pool.omp_get_num_threads
+        except (OSError, AttributeError, ValueError):
             continue
-        loaded.bertune_init(ctypes.cast(parallel, ctypes.c_void_p), ctypes.cast(number, ctypes.c_void_p))
+        if version != _VERSION:  # built from other sources than these
+            return None
+        loaded.bertune_init(*(ctypes.cast(entry, ctypes.c_void_p) for entry in entries))
         for name, letters in _PROTOTYPES.items():
             function = getattr(loaded, f"bertune_{name}")
             function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None

@@ -6,7 +6,7 @@ file, or is new and said to be. Anything else is an error that lists the names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,13 @@ from bertune.model.hubconfig import (
     saved_head,
 )  # fmt: skip
 from bertune.model.names import D2L_POSITIONS, LEGACY, TABLES, Misfits, hub_names, plain_name, skip_reason
-from bertune.model.weights import read_weights
+from bertune.model.weights import SAFETENSORS, read_weights
 
 __all__ = [
     "LoadReport", "hub_config", "hub_state", "load_model", "opens_in_transformers", "read_config", "read_source",
     "save_model",
 ]  # fmt: skip
 
-SAFETENSORS = "model.safetensors"
 _CLASS_NAMES = {
     "bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert",
     "distilbert": "DistilBert", "electra": "Electra", "modernbert": "ModernBert",
@@ -203,15 +202,12 @@ def opens_in_transformers(arch: str, head: HeadConfig) -> bool:
     return head.kind == "own" and arch not in ("d2l", "adapter")
 
 
-def hub_state(model: ClassifierModel, *, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """All weights by their names in a hub file: fp32, on the CPU, each in memory of its own.
-
-    weights: by our names, saved instead of the model's own where given (the fp32 masters of weights kept in bf16).
-    """
+def hub_state(model: ClassifierModel) -> dict[str, Tensor]:
+    """All weights by their names in a hub file: fp32, on the CPU, each in memory of its own."""
     arch, head = model.encoder.config.arch, model.head.config
     state: dict[str, Tensor] = {}
     for name, own in model.state_dict().items():
-        tensor = (weights or {}).get(name, own).detach().to("cpu")
+        tensor = own.detach().to("cpu")
         tensor = tensor.to(torch.float32) if tensor.is_floating_point() else tensor
         sources = hub_names(arch, head, name)
         for source, piece in zip(sources, tensor.chunk(len(sources)), strict=True):
@@ -267,14 +263,13 @@ def _rates(config: EncoderConfig, head: HeadConfig, source: dict[str, Any]) -> d
 
 
 def save_model(
-    folder: Path, model: ClassifierModel, source: dict[str, Any], *, labels: Sequence[str], problem_type: str,
-    weights: Mapping[str, Tensor] | None = None,
+    folder: Path, model: ClassifierModel, source: dict[str, Any], *, labels: Sequence[str], problem_type: str
 ) -> list[str]:
     """Write config.json and model.safetensors into `folder`, which exists; returns the two names."""
     from safetensors.torch import save_file
 
     config = hub_config(model, source, labels=labels, problem_type=problem_type)
     with atomic_path(Path(folder) / SAFETENSORS) as path:
-        save_file(hub_state(model, weights=weights), path, metadata={"format": "pt"})
+        save_file(hub_state(model), path, metadata={"format": "pt"})
     write_json(Path(folder) / CONFIG, config)
     return [CONFIG, SAFETENSORS]

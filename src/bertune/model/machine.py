@@ -83,7 +83,7 @@ def choose_kernels(wanted: str, device: str, precision: str) -> str:
     if library() is None and wanted == "compiled":
         raise ConfigError(
             "train.kernels: compiled kernels are not there; they are built when bertune is installed from source on "
-            "Linux with a C compiler. Install one and bertune again, or pass auto or torch."
+            "Linux (x86-64) with GCC 12 or newer. Install it and bertune again, or pass auto or torch."
         )
     return "torch" if library() is None else "compiled"
 
@@ -95,7 +95,7 @@ def check_kernels(machine: Machine, out: Path) -> None:
     if machine.kernels == "compiled" and library() is None:
         raise ConfigError(
             f"--resume: the run in {out} was started with compiled kernels, and they are not there now, so it cannot "
-            "end with the same weights. Install bertune again with a C compiler, or pass --overwrite to start anew."
+            "end with the same weights. Install bertune again with GCC 12 or newer, or pass --overwrite to start anew."
         )
 
 

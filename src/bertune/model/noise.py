@@ -64,7 +64,7 @@ class Noise:
 
 def level(rate: float) -> int:
     """Bytes below this are dropped."""
-    return max(1, round(rate * 256))
+    return min(255, max(1, round(rate * 256)))
 
 
 def mask_factor(rate: float) -> float:

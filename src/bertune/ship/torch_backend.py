@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from bertune.config import TrainConfig
 from bertune.data.tokens import Encoded
@@ -26,10 +25,6 @@ class TorchBackend:
         self.model = model.to(self.machine.torch_device)
         self.model.encoder.compute_in(self.machine.dtype, kernels=self.machine.kernels)
         self.model.eval()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.machine.dtype
 
     def logits(self, encoded: Encoded, *, advance: Callable[[int], None] | None = None) -> np.ndarray:
         """float32 [rows, labels]; `advance` is told from time to time how many rows are done."""

@@ -104,7 +104,8 @@ def save_best(folder: Path, step: int, weights: dict[str, Tensor]) -> dict[str, 
 
 def load_best(folder: Path, entry: dict[str, str]) -> dict[str, Tensor]:
     """Weights that `save_best` wrote."""
-    return load_file(folder / entry["file"])
+    # Copies: what load_file gives stays mapped to the file, which goes when a better one comes.
+    return {name: value.clone() for name, value in load_file(folder / entry["file"]).items()}
 
 
 def remove(folder: Path) -> None:

@@ -22,6 +22,7 @@ from bertune.errors import Interrupted, TrainingError
 from bertune.evaluate.metrics import evaluate, is_better, metric_value
 from bertune.files import to_json, write_atomic
 from bertune.model.classifier import ClassifierModel
+from bertune.model.encoder import Encoder
 from bertune.model.infer import infer_logits
 from bertune.model.losses import make_loss
 from bertune.model.machine import Machine, free_disk
@@ -92,8 +93,8 @@ class Fit:
         self.optimizer = Optimizer(
             model, config.train, lr=plan.lr, steps=plan.steps, full=full, compiled=machine.kernels == "compiled"
         )
-        if machine.compile:
-            for layer in getattr(model.encoder, "layers", ()):
+        if machine.compile and isinstance(model.encoder, Encoder):
+            for layer in model.encoder.layers:
                 layer.compile(dynamic=True)
         labels = prepared.task.num_labels
         self.course = Course(
@@ -264,8 +265,7 @@ class Fit:
 
     def _weights(self) -> dict[str, Tensor]:
         """All weights of the model in fp32, as they are after the last step. Not copies where they are fp32 already."""
-        weights = {name: value.detach().float() for name, value in self.model.state_dict().items()}
-        return weights | self._frozen | self.optimizer.weights()
+        return dict(self.model.state_dict()) | self._frozen | self.optimizer.weights()
 
     def _checkpoint_due(self) -> bool:
         steps = self.config.train.checkpoint_steps
@@ -294,15 +294,19 @@ class Fit:
             return
         self.course.token_budget = int(found.state.pop("token_budget"))
         self.progress = Progress(step=found.step, **found.state)
+        self._restore(found)
+        if self.progress.best is not None and "file" in self.progress.best:
+            self._best = checkpoint.load_best(self.folder, self.progress.best)
+        self.course.running[:] = found.tensors["running"]["logits"].numpy()
+        self.listener.say(f"Resumed after step {found.step:,} of {self.plan.steps:,}.")
+
+    def _restore(self, found: checkpoint.Checkpoint) -> None:
+        """Weights and optimizer as they were at a checkpoint."""
         weights = found.tensors["weights"]
         with torch.no_grad():
             for name, value in self.model.state_dict().items():
                 value.copy_(weights[name])
         self.optimizer.load_state(weights, found.tensors["optimizer"])
-        if self.progress.best is not None and "file" in self.progress.best:
-            self._best = checkpoint.load_best(self.folder, self.progress.best)
-        self.course.running[:] = found.tensors["running"]["logits"].numpy()
-        self.listener.say(f"Resumed after step {found.step:,} of {self.plan.steps:,}.")
 
     def _keep_frozen_output(self) -> None:
         """Run frozen lower layers once, for every split that is visited again and again."""
@@ -357,8 +361,9 @@ class Fit:
         found = checkpoint.load_newest(self.folder, self.listener.say, before=error.since)
         if found is None:
             return None
-        self.model.encoder.compute_in(torch.float32)
-        self.model.load_state_dict(found.tensors["weights"])
+        self._restore(found)
+        self.progress.step = found.step
+        self._choose()
         return found.step
 
 

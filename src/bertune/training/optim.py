@@ -83,7 +83,7 @@ class RowAdam:
     @staticmethod
     def fits(betas: tuple[float, float]) -> bool:
         """Whether postponed updates die away, and soon enough to be worth their sum."""
-        return betas[0] <= 0.99 * math.sqrt(betas[1])
+        return betas[0] < 0.99 * math.sqrt(betas[1])
 
     def catch_up(self, rows: np.ndarray | None, step: int) -> None:
         """Bring `rows` (None: all) to where dense Adam has them after `step` steps."""
@@ -180,7 +180,9 @@ class Optimizer:
         for name, param in model.named_parameters():
             if not param.requires_grad or (by_row and param is word):
                 continue
-            master = param if param.dtype == torch.float32 else nn.Parameter(full[name])
+            # Kernels take weights by address, and files of torch.save may hold transposed ones.
+            param.data = param.data.contiguous()
+            master = param if param.dtype == torch.float32 else nn.Parameter(full[name].contiguous())
             self.names.append(name)
             self.params.append(param)
             self.masters.append(master)
@@ -326,7 +328,10 @@ class Optimizer:
                 if param is not master:
                     param.copy_(master)
                 moments = [key for key in ("exp_avg", "exp_avg_sq") if f"{key}/{name}" in state]
-                slot: dict[str, Tensor | float] = {key: state[f"{key}/{name}"].to(master.device) for key in moments}
+                # Copies: what was loaded stays mapped to the checkpoint's file.
+                slot: dict[str, Tensor | float] = {
+                    key: state[f"{key}/{name}"].to(master.device, copy=True) for key in moments
+                }
                 if slot:
                     step = state[f"step/{name}"]
                     slot["step"] = float(step) if self.compiled else step.to(master.device)

@@ -36,6 +36,8 @@ def main() -> None:
             for side, done in passes.items():
                 done.append(_pass(side, name, options))
         speeds = [theirs["seconds"] / ours["seconds"] for ours, theirs in zip(*passes.values(), strict=True)]
+        if len({one["tokens"] for done in passes.values() for one in done}) > 1:
+            sys.exit(f"{name}: the sides made different numbers of tokens")
         report[name] = {"ratio": statistics.median(speeds)}
         for side, done in passes.items():
             seconds = statistics.median(one["seconds"] for one in done)

@@ -45,6 +45,16 @@ def trainer(spec: dict[str, Any], pacer: Pacer) -> None:
             examples = len(train) - (per_epoch - 1) * spec["batch"] if last else spec["batch"]
             pacer(examples, round(examples * mean_length))
 
+    class Grouped(Trainer):  # type: ignore[misc]
+        """Grouped by length, batches in random order: the Trainer's own order goes from long rows to short ones some
+        50 batches at a time, of which a timed window sees only a part."""
+
+        def _get_train_sampler(self, *given: Any) -> Any:
+            rows = list(super()._get_train_sampler(*given))
+            batches = [rows[begin : begin + spec["batch"]] for begin in range(0, len(rows), spec["batch"])]
+            order = np.random.default_rng(0).permutation(len(batches) - 1)  # the short one stays the last
+            return [row for number in (*order, len(batches) - 1) for row in batches[number]]
+
     # What is not named here keeps the Trainer's default: fused AdamW, clipping at 1, logging every 500 steps.
     arguments = TrainingArguments(
         output_dir=str(Path(spec["rows"]).parent / "trainer"), max_steps=STEPS, save_strategy="no", report_to="none",
@@ -53,7 +63,7 @@ def trainer(spec: dict[str, Any], pacer: Pacer) -> None:
         bf16=spec["precision"] == "bf16",
         train_sampling_strategy="group_by_length" if spec.get("grouped") else "random",
     )
-    run = Trainer(
+    run = (Grouped if spec.get("grouped") else Trainer)(
         model=model, args=arguments, train_dataset=features(train, width=spec.get("pad")), callbacks=[Pace()],
         data_collator=default_data_collator if spec.get("pad") else DataCollatorWithPadding(tokenizer),
     )
@@ -99,7 +109,7 @@ def ours(spec: dict[str, Any], pacer: Pacer) -> None:
     config = TrainConfig(
         batch_size=spec["batch"] or default_batch_size(len(train)), optimizer=spec["optimizer"], lr=spec["lr"],
         weight_decay=spec["weight_decay"], clip=spec["clip"], schedule="constant", warmup=0.0, device=spec["device"],
-        precision=spec["precision"],
+        precision=spec["precision"], threads=spec.get("threads"),
     )
     machine = choose_machine(config, long_run=True)
     machine.use()
@@ -112,6 +122,9 @@ def ours(spec: dict[str, Any], pacer: Pacer) -> None:
     before = {name: value.detach() for name, value in model.named_parameters()}
     model.encoder.compute_in(machine.dtype, kernels=machine.kernels)
     full = {name: before[name] for name, value in model.named_parameters() if value.dtype != before[name].dtype}
+    if machine.compile:
+        for layer in model.encoder.layers:
+            layer.compile(dynamic=True)
     loss = make_loss(train.kind, config, train.targets, train.num_labels, machine.torch_device)
     course = Course(
         encoded=encoded(train), targets=train.targets, loss=loss, batch_size=config.batch_size, steps=STEPS,
@@ -142,7 +155,7 @@ def products(spec: dict[str, Any], pacer: Pacer) -> None:
     """Nothing but the matrix products of our steps, forward and backward, in the same shapes and type.
 
     A layer has four linear products and attention's two, each with the two of its backward pass; attention in the
-    groups that it really works in.
+    groups that it really works in. What the last layer computes for one token a row is left out.
     """
     from bertune.data.batch import epoch_order, make_batch, split_by_budget
     from bertune.model.attention import plan_attention
@@ -166,7 +179,9 @@ def products(spec: dict[str, Any], pacer: Pacer) -> None:
     while True:
         for examples, tokens, shapes in steps:
             for count, groups in zip(tokens, shapes, strict=True):
-                for _ in range(config.layers):
+                # The last layer is asked for the first token of each row: nearly all that is left are keys and values.
+                pool.linear(count, 2 * config.hidden, config.hidden)
+                for _ in range(config.layers - 1):
                     for out, into in widths:
                         pool.linear(count, out, into)
                     for sequences, width in groups:

@@ -58,7 +58,7 @@ def compare(name: str, options: argparse.Namespace, folder: Path) -> dict[str, A
     mini = str(embedded_encoder())
     common = {
         "rows": str(prepare(name, options.data, folder)), "tokenizer": mini, "model": str(options.model or mini),
-        "device": "cpu",
+        "device": "cpu", "threads": options.threads,
         "optimizer": "adamw", "lr": 5e-5, "weight_decay": 0.01, "clip": 1.0,
     }
     result: dict[str, Any] = {"sides": {}, "loss": {}}

@@ -1,7 +1,7 @@
 """Encoders that are not of the family (DeBERTa, MPNet, ...), run by transformers behind the call of our own `Encoder`.
 
-They are slower: rows are padded to the longest of a batch, and layers cannot be frozen one by one. Code that lies in a model
-folder is never run. This needs the extra `hf`.
+They are slower: rows are padded to the longest of a batch, and layers cannot be frozen one by one. Code that lies in a
+model folder is never run. This needs the extra `hf`.
 """
 
 from __future__ import annotations

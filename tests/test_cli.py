@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +21,9 @@ import bertune as package
 from bertune import cli
 from bertune.bundle import Bundle
 from bertune.commands.options import flags_of
+from bertune.commands.sheet import Sheet
+from bertune.commands.train import shell_word
+from bertune.data.tasks import Task
 from bertune.paths import cache_entry, cache_settings
 from bertune.presets import PRESETS
 from shell import PROGRAM, bertune, call, environment, read_rows, write_rows
@@ -108,6 +114,12 @@ def test_training_ends_with_a_table_on_stdout(multi: dict[str, Any]) -> None:
     assert f"bertune predict {multi['out']} new.csv" in multi["done"].err
 
 
+@pytest.mark.skipif(os.name == "nt", reason="the command line of Windows quotes in its own way")
+@pytest.mark.parametrize("name", ["runs/my papers", "runs/$HOME", "it's"])
+def test_the_next_command_can_be_typed_as_it_is_told(name: str) -> None:
+    assert shlex.split(f"bertune predict {shell_word(Path(name))} new.csv")[2] == name
+
+
 def test_quiet_leaves_the_result_alone(pairs: dict[str, Any]) -> None:
     assert pairs["done"].err == ""
     assert pairs["done"].out.splitlines()[2].split() == ["rows", "39", "39", "39"]
@@ -118,6 +130,13 @@ def test_resume_needs_no_data_and_a_complete_run_is_fine(single: dict[str, Any])
     assert done.code == 0
     assert "complete run already" in done.err
     assert "accuracy" in done.out
+
+
+def test_resume_takes_what_a_configuration_leaves_open_from_the_run(single: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("train: {epochs: 2}\n", encoding="utf-8")
+    done = call("train", "--resume", "--config", tmp_path / "recipe.yaml", "--out", single["out"])
+    assert done.code == 0 and "complete run already" in done.err
+    assert "other options" not in done.err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a process cannot be sent Ctrl-C alone on Windows")
@@ -242,6 +261,19 @@ def test_lines_show_the_texts_of_a_table_alone(single: dict[str, Any], tmp_path:
     lines = call("predict", single["out"], table, "--output-format", "lines").out.splitlines()
     assert re.fullmatch(r"\w+ 0\.\d\d +a cat was here a cat was here [a-z ]+…", lines[0])
     assert re.fullmatch(r"\w+ 0\.\d\d *", lines[1])
+
+
+def test_what_a_terminal_would_obey_is_not_in_lines_and_survives_in_tables() -> None:
+    task = Task("single", ("good\x1b[2J", "bad"), ("text",))
+    sheets = {}
+    for form in ("lines", "csv"):
+        stream = io.StringIO()
+        Sheet(stream, form, ["text"], task).write([["a\rb"]], ["good\x1b[2J"], np.array([[0.75, 0.25]]))
+        sheets[form] = stream.getvalue()
+    assert sheets["lines"] == "good [2J 0.75  a b\n"
+    _, row = csv.reader(io.StringIO(sheets["csv"], newline=""))
+    assert row == ["a\rb", "good\x1b[2J", "0.75", "0.25"]
+    assert "\r\n" not in sheets["csv"]
 
 
 def test_a_file_of_one_text_a_line_needs_no_column_name(multi: dict[str, Any], tmp_path: Path) -> None:

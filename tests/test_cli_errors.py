@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,10 @@ USAGE = {
     "an empty value": (
         ["train", "x.csv", "--out", "runs/x", "--label-sep", ""],
         "--label-sep: is empty; expected TEXT, or leave the option out.",
+    ),
+    "a list on several lines": (
+        ["train", "x.csv", "--out", "runs/x", "--labels", "a\nb"],
+        "--labels: 'data.labels' cannot be 'a\\nb': a list a,b,c stands on one line.",
     ),
     "a setting without a value": (
         ["train", "x.csv", "--out", "runs/x", "--set", "train.lr"],
@@ -248,9 +253,43 @@ def test_outputs_are_never_overwritten_silently(trained: Path, table: Path, tmp_
         )
     done = call("predict", trained, table, "--out", table, "--overwrite")
     assert only_line(done) == f"--out {table}: is the file that is read; choose another name."
+    pattern = str(table.parent / "*.csv")
+    done = call("predict", trained, pattern, "--out", table, "--overwrite")
+    assert only_line(done) == f"--out {table}: is the file that is read; choose another name."
     done = call("train", table, "--out", trained)
     assert only_line(done).startswith(f"--out {trained}: the folder holds an earlier run.")
     assert target.read_text(encoding="utf-8") == "old"
+
+
+def test_an_output_where_nothing_can_be_written_is_refused_before_the_work(
+    trained: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "scored.csv"
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    assert only_line(call("predict", trained, table, "--out", target)) == (
+        f"--out {target}: nothing can be written in '{tmp_path}'. Choose another place."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [(b"abc", "UTF-16 stream does not start with BOM"), (b"\xff\xfea\0b", "byte 0x62 is not utf-16-le")],
+)
+def test_lines_of_another_encoding_are_said_to_be(trained: Path, text: bytes, problem: str) -> None:
+    said = only_line(call("predict", trained, "-", "--encoding", "utf-16", stdin=text))
+    assert said.startswith(f"stdin: {problem}. Pass the --encoding that ")
+
+
+def test_a_run_over_data_in_memory_is_resumed_where_it_was_started(tmp_path: Path, tiny_bert: Path) -> None:
+    import bertune as package
+
+    out = tmp_path / "run"
+    settings = {"train.max_steps": 1, "train.threads": 1, "train.device": "cpu"}
+    package.train(topic_rows(40), out=out, model=tiny_bert, settings=settings)
+    assert only_line(call("train", "--resume", "--out", out)) == (
+        f"DATA is missing: the run in {out} was started in Python, with data in memory. "
+        f"Go on with it there: bertune.train(data, out='{out}', resume=True)."
+    )
 
 
 def test_a_folder_that_is_no_result_is_said_to_be(tiny_bert: Path, table: Path) -> None:
@@ -290,6 +329,8 @@ def test_an_unforeseen_error_is_called_a_bug(
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("Error: this is a bug in bertune") and first.endswith("KeyError: 'lost'")
     assert second == "BERTUNE_DEBUG=1 shows where it happened."
+    cli.report_bug(ValueError, ValueError("\x1b[2J"), None)
+    assert "\x1b" not in capsys.readouterr().err
     monkeypatch.setenv("BERTUNE_DEBUG", "1")
     try:
         raise KeyError("lost")

@@ -63,6 +63,18 @@ def test_a_mark_that_means_something_to_yaml_is_itself(mark: str) -> None:
     assert configured(Train(settings=[f"data.label_sep={mark}"]), Config(), say=silent).data.label_sep == mark
 
 
+@pytest.mark.parametrize("name", ["2024-13-01", "2024-02-30", "2024-12-01"])
+def test_a_name_that_looks_like_a_date_is_itself(name: str) -> None:
+    assert configured(Train(settings=[f"data.group={name}"]), Config(), say=silent).data.group == name
+
+
+def test_a_file_with_a_date_that_is_none_is_not_readable(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: {revision: 2024-02-30}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: not readable as YAML: day is out of range")):
+        Config.load(path)
+
+
 def test_a_split_is_a_fraction_or_a_file() -> None:
     command = Train()
     command.data_valid, command.data_test = "0.2", "dev.tsv"  # type: ignore[attr-defined]

@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bertune import __version__
-from bertune.errors import BertuneError, nearest
+from bertune.errors import BertuneError, nearest, printable
 from bertune.files import is_disk_full
-from bertune.progress import printable
 
 if TYPE_CHECKING:
     from bertune.commands.options import Command
@@ -131,7 +130,7 @@ def report_bug(kind: type[BaseException], error: BaseException, trace: Traceback
     """The hook for errors that nobody foresaw; Python ends with 1 after it."""
     if os.environ.get("BERTUNE_DEBUG"):
         traceback.print_exception(kind, error, trace)
-    last = "".join(traceback.format_exception_only(kind, error)).strip()
+    last = printable("".join(traceback.format_exception_only(kind, error)).strip())
     print(f"Error: this is a bug in bertune {__version__}; please report it. {last}", file=sys.stderr)
     if not os.environ.get("BERTUNE_DEBUG"):
         print("BERTUNE_DEBUG=1 shows where it happened.", file=sys.stderr)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
@@ -29,8 +30,11 @@ def takes_commas(field: FieldInfo) -> bool:
 
 
 def split_list(text: str) -> list[str]:
-    """`a, b,"c, d"` -> a | b | c, d."""
-    return next(csv.reader([text], skipinitialspace=True), [])
+    """`a, b,"c, d"` -> a | b | c, d; ValueError where the text is no such list."""
+    try:
+        return next(csv.reader([text], skipinitialspace=True), [])
+    except csv.Error:  # a line break outside quotes
+        raise ValueError("a list a,b,c stands on one line") from None
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -59,7 +63,7 @@ class ReadConfig(_Section):
 
     format: Literal["auto", "csv", "tsv", "jsonl", "parquet", "text"] = Field(
         "auto",
-        description="File format; auto goes by the file name.",
+        description="File format; auto goes by the file name and what the file begins with.",
         json_schema_extra=_flag("--format", group="Reading"),
     )
     header: Literal["auto", "yes", "no"] = Field(
@@ -409,7 +413,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date such as 2024-02-30
         raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
@@ -427,7 +431,9 @@ def parse_setting(setting: str) -> dict[str, Any]:
         raise ConfigError(f"--set {setting}: expected section.option=value, for example train.lr=1e-4.")
     try:
         value = text if text in {*"|->#?,:"} else yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
+        value = text
+    if isinstance(value, date):  # no option is a date, but a name may look like one
         value = text
     return nested(key.strip(), value)
 

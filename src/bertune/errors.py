@@ -72,3 +72,8 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     folded = {choice.casefold(): choice for choice in reversed(choices)}
     close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
     return f"; did you mean '{folded[close[0]]}'?" if close else ""
+
+
+def printable(text: str) -> str:
+    """One line, whatever a cell or a file name in it holds: no line breaks, and nothing that a terminal would obey."""
+    return "".join(char if char.isprintable() else " " for char in text)

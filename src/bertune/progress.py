@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from bertune.errors import printable
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -209,11 +211,6 @@ def start_display(*, quiet: bool) -> Display:
     log.propagate = False
     log.handlers = [SentenceHandler(display)]
     return display
-
-
-def printable(text: str) -> str:
-    """One line, whatever a cell or a file name in it holds: no line breaks, and nothing that a terminal would obey."""
-    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def is_terminal(stream: TextIO) -> bool:

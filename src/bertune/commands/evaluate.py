@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bertune.commands.opening import DEFAULTS, MACHINE, open_predictor, reading, trained_task
+from bertune.commands.opening import DEFAULTS, MACHINE, open_predictor, trained_task, with_model_columns
 from bertune.commands.options import READING, Configured, configured, flags_of, switch, with_flags
 from bertune.commands.output import check_target, print_json, print_table
 from bertune.config import Config
@@ -72,7 +72,7 @@ def measure(folder: str, files: list[str], config: Config, display: Display) -> 
     from bertune.model.machine import peak_memory
     from bertune.ship.predict import readable_task
 
-    table = read_table(files, reading(config.data, fixed, label=True))
+    table = read_table(files, with_model_columns(config.data, fixed, label=True))
     for note in table.notes:
         display.say(note)
     task, sentence = infer_task(table, config.data, fixed=fixed)

@@ -13,9 +13,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from bertune.commands.opening import reading
+from bertune.commands.opening import with_model_columns
 from bertune.config import DataConfig
-from bertune.data.sources import BAD, check_encoding
+from bertune.data.sources import BAD, check_encoding, reading
 from bertune.errors import ConfigError, DataError
 from bertune.progress import Display
 
@@ -31,7 +31,7 @@ def tables_of_files(files: list[str], data: DataConfig, task: Task) -> tuple[Tas
     """The task over the columns that hold the texts here, and the rows."""
     from bertune.data.read import read_chunks
 
-    named = reading(data, task, label=False)
+    named = with_model_columns(data, task, label=False)
     tables = read_chunks(files, named, rows=ROWS, keep_all=True)
     first = next(tables)
     text = tuple(named.text)
@@ -90,11 +90,12 @@ def _lines(stream: BinaryIO, encoding: str, display: Display) -> Iterator[str]:
     """Lines without their ends."""
     text = io.TextIOWrapper(stream, encoding=check_encoding(encoding), errors="surrogateescape", newline="\n")
     damaged = 0
-    for line in text:
-        if not line.isascii() and BAD.search(line):
-            damaged += 1
-            line = BAD.sub("\ufffd", line)
-        yield line.removesuffix("\n").removesuffix("\r")
+    with reading(STDIN):  # of UTF-16 and the like not every byte can be replaced
+        for line in text:
+            if not line.isascii() and BAD.search(line):
+                damaged += 1
+                line = BAD.sub("\ufffd", line)
+            yield line.removesuffix("\n").removesuffix("\r")
     if damaged:
         display.line(
             f"{STDIN}: lines with bytes that are not {encoding}: {damaged:,}; read with replacement characters. "

@@ -34,7 +34,7 @@ def trained_task(folder: str) -> Task:
     return Bundle.read(folder, verify=False).task
 
 
-def reading(data: DataConfig, task: Task, *, label: bool) -> DataConfig:
+def with_model_columns(data: DataConfig, task: Task, *, label: bool) -> DataConfig:
     """`data` with the model's own columns where none are named, so that a header is known by them."""
     if data.text_pair and not task.is_pair:
         raise ConfigError(f"--text-pair {data.text_pair[0]}: the model reads one text, not pairs; leave it out.")

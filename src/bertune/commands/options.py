@@ -16,7 +16,7 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bertune.config import Config, ReadConfig, parse_setting, read_yaml, split_list, takes_commas
+from bertune.config import Config, ReadConfig, parse_setting, read_yaml, takes_commas
 from bertune.errors import ConfigError, listed
 
 SECTIONS: dict[str, type[BaseModel]] = {name: type(value) for name, value in Config()}
@@ -70,10 +70,6 @@ class Flag:
     def help(self, default: Any) -> str:
         text = str(self.info.description)
         return text if default is None or default == [] else f"{text} Default: {default}."
-
-    def value(self, given: str | list[str]) -> str | list[str]:
-        """What goes into the configuration for the text on the command line."""
-        return split_list(given) if self.takes_commas and isinstance(given, str) else given
 
 
 def flags_of(keys: Iterable[str] | None = None) -> tuple[Flag, ...]:
@@ -164,7 +160,7 @@ def configured(command: Configured, base: Config, *, keys: Iterable[str] | None 
     for flag in command.flags:
         given = getattr(command, flag.attribute)
         if given:
-            values = {flag.section: {flag.field: flag.value(given)}}
+            values = {flag.section: {flag.field: given}}
             config = config.updated(values, place=flag.name)
         elif given == "":
             raise ConfigError(f"{flag.name}: is empty; expected {flag.metavar}, or leave the option out.")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bertune.data.sources import find_sources
 from bertune.errors import ConfigError
 from bertune.files import to_json
 
@@ -30,9 +32,18 @@ def check_target(out: str, *, overwrite: bool, inputs: Iterable[str]) -> Path:
         raise ConfigError(f"--out {out}: is a folder; name a file in it.")
     if not path.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder '{path.parent}'. Make it, or choose another place.")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"--out {out}: nothing can be written in '{path.parent}'. Choose another place.")
     if path.exists():
-        if any(Path(name).exists() and path.samefile(name) for name in inputs):
+        if any(path.samefile(name) for name in _local_files(inputs)):
             raise ConfigError(f"--out {out}: is the file that is read; choose another name.")
         if not overwrite:
             raise ConfigError(f"--out {out}: the file exists. Choose another name, or pass --overwrite to replace it.")
     return path
+
+
+def _local_files(inputs: Iterable[str]) -> Iterator[str]:
+    """The files of this machine that names and patterns stand for."""
+    for name in inputs:
+        if name != "-" and not name.startswith("hf://"):
+            yield from (source.path for source in find_sources(name))

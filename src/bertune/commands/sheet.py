@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TextIO
 
-from bertune.errors import ConfigError, DataError, listed, nearest
+from bertune.errors import ConfigError, DataError, listed, nearest, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,6 +62,17 @@ def separator(task: Task) -> str:
     raise ConfigError("The labels hold every separator that a cell could have; pass --output-format jsonl.")
 
 
+class _LineFeeds:
+    """Takes rows that end with \\r\\n and writes them with \\n: older csv modules quote the characters of their own
+    line end alone, and a bare \\r in a cell would come back as a line break."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, row: str) -> None:
+        self.stream.write(row.removesuffix("\r\n") + "\n")
+
+
 class Sheet:
     """Writes rows as csv, tsv, jsonl, or `lines`: the answer and the beginning of the text, for people.
 
@@ -74,7 +85,7 @@ class Sheet:
         self.texts = [place for place, name in enumerate(columns) if name in (*task.text, *task.text_pair)]
         self.is_table = form in ("csv", "tsv")
         self.joint = separator(task) if self.is_table and task.kind == "multi" else ""
-        self.table = csv.writer(stream, delimiter="\t" if form == "tsv" else ",", lineterminator="\n")
+        self.table = csv.writer(_LineFeeds(stream), delimiter="\t" if form == "tsv" else ",", lineterminator="\r\n")
         if self.is_table:
             self.table.writerow(self.names)
 
@@ -96,7 +107,7 @@ class Sheet:
     def _write_lines(self, rows: list[tuple[Any, Any, list[float]]]) -> None:
         from bertune.evaluate.metrics import text_width
 
-        answers = [self._answer(prediction, share) for _, prediction, share in rows]
+        answers = [printable(self._answer(prediction, share)) for _, prediction, share in rows]
         wide = min(48, max(map(text_width, answers)))
         for answer, (row, _, _) in zip(answers, rows, strict=True):
             pad = " " * max(0, wide - text_width(answer))
@@ -132,5 +143,5 @@ def plain(value: Any) -> Any:
 def shortened(text: str) -> str:
     """The beginning of a text, on one line and without control characters."""
     start = text[: 4 * SHOWN]
-    line = " ".join("".join(char if char.isprintable() else " " for char in start).split())
+    line = " ".join(printable(start).split())
     return line if len(line) <= SHOWN and start == text else line[: SHOWN - 1] + "…"

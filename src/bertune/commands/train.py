@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,11 +50,18 @@ class Train(Configured):
         out = self.out or default_out(self.config, self.files)
         if out is None:
             raise ConfigError("--out is missing: name the folder of the run, for example --out runs/papers.")
-        base = recorded(Path(out)) if self.resume and not self.files and self.config is None else Config()
+        record = Path(out) / "run" / "config.yaml"
+        resumes = self.resume and record.is_file()
+        base = Config.load(record) if resumes and not self.files else Config()
         config = configured(self, base, say=display.say)
         if self.files:
             config = config.updated({"data": {"files": self.files}}, place="DATA")
         if not config.data.files:
+            if resumes:
+                raise ConfigError(
+                    f"DATA is missing: the run in {out} was started in Python, with data in memory. "
+                    f"Go on with it there: bertune.train(data, out={str(out)!r}, resume=True)."
+                )
             also = f", and {out} holds no run to take up" if self.resume else ""
             raise ConfigError(
                 f"DATA is missing{also}: name one or more files, "
@@ -77,12 +86,6 @@ def default_out(recipe: str | None, files: list[str] | None) -> str | None:
     return f"runs/{name}" if name else None
 
 
-def recorded(out: Path) -> Config:
-    """The configuration of the run in `out`, or the defaults where there is none."""
-    path = out / "run" / "config.yaml"
-    return Config.load(path) if path.is_file() else Config()
-
-
 def print_results(metrics: dict[str, Any], kind: str) -> None:
     """The table of what was measured; a split without the metric that chose the epoch was not."""
     from bertune.evaluate.metrics import result_table
@@ -97,4 +100,6 @@ def print_results(metrics: dict[str, Any], kind: str) -> None:
 def shell_word(path: Path) -> str:
     """A path as it can be typed."""
     text = str(path)
-    return f'"{text}"' if " " in text else text
+    if os.name == "nt":
+        return f'"{text}"' if " " in text else text
+    return shlex.quote(text)

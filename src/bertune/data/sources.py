@@ -106,6 +106,8 @@ def reading(name: str) -> Iterator[None]:
             f"{name}: byte 0x{error.object[error.start]:02X} is not {error.encoding}. "
             "Pass the --encoding that the file was written in, for example latin-1."
         ) from None
+    except UnicodeError as error:  # a UTF-16 or UTF-32 decoder that finds no byte order mark
+        raise DataError(f"{name}: {error}. Pass the --encoding that it was written in, for example utf-8.") from None
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror or error}).") from None
 

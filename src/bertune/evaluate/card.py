@@ -11,6 +11,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from bertune.data.tasks import Task
+from bertune.errors import printable
 from bertune.evaluate.metrics import label_table, result_table
 
 # Licence identifiers that the hub knows, among those that encoders are published under.
@@ -79,7 +80,7 @@ def model_card(info: CardInfo) -> str:
 
 def escaped(text: object) -> str:
     """Any text as one line of Markdown (also in a table cell) that shows exactly it: no HTML, links or emphasis."""
-    line = "".join(char if char.isprintable() else " " for char in str(text))
+    line = printable(str(text))
     line = re.sub(r"([\\`*\[\]|~$#])", r"\\\1", html.escape(line, quote=False))
     line = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", line)  # inside a word it means nothing
     # Bare addresses would become links, and a list's or a heading's mark must not open the line.

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bertune.errors import ConfigError, DataError, TrainingError, nearest
+from bertune.errors import ConfigError, DataError, TrainingError, nearest, printable
 
 Array = NDArray[Any]
 
@@ -266,7 +266,7 @@ def shown(value: Any) -> str:
 def format_table(table: Sequence[Sequence[str]]) -> str:
     """Plain text for a terminal: the first row is the header, the first column is aligned left, the rest right."""
     # Labels are the users': a line break or an escape sequence in one must not break the table or the terminal.
-    cells = [["".join(c if c.isprintable() else " " for c in cell) for cell in row] for row in table]
+    cells = [[printable(cell) for cell in row] for row in table]
     widths = [max(text_width(row[index]) for row in cells) for index in range(len(cells[0]))]
     lines = []
     for row in cells:

@@ -57,9 +57,8 @@ def test_a_list_in_a_text_column_is_an_error() -> None:
         rows_of(SINGLE, table({"text": [["a", "b"], ["c"]]}), allow_empty=True)
 
 
-def test_rows_can_be_taken_and_sliced() -> None:
+def test_rows_can_be_sliced() -> None:
     rows = Rows((["a", "b", "c"],), (["x", "y", "z"],))
-    assert rows.take(np.array([2, 0])) == Rows((["c", "a"],), (["z", "x"],))
     assert rows.slice(1, 3) == Rows((["b", "c"],), (["y", "z"],))
     with pytest.raises(ValueError, match="one length"):
         Rows((["a"],), (["x", "y"],))

@@ -327,14 +327,6 @@ def test_the_report_counts_rows_and_tokens(bert: Tokenizer) -> None:
     assert fitting.sentence() == "Truncation: none; all 1 rows fit into 6 tokens."
 
 
-def test_taken_rows_carry_their_own_counts(bert: Tokenizer) -> None:
-    encoded = bert.encode(rows(["the big red dog", "zebra", "a"]), max_length=4, truncation="head")
-    taken = encoded.take([2, 1])
-    assert written(bert, taken) == ["[CLS] a [SEP]", "[CLS] [UNK] [SEP]"]
-    assert taken.unknown == 1 and taken.truncation().rows_cut == 0
-    assert listed(encoded.take(np.array([True, False, False]))) == listed(encoded)[:1]
-
-
 def test_impossible_options_are_clear_errors(bert: Tokenizer) -> None:
     with pytest.raises(ConfigError, match=r"'tail' is unknown; expected one of longest-first, only-second, head"):
         bert.encode(rows(["a"]), max_length=8, truncation="tail")

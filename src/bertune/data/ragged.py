@@ -89,7 +89,7 @@ class Encoded:
     types         uint8 [total]    segments
     offsets       int64 [n + 1]
     full_lengths  int32 [n]        tokens before cutting, special tokens included
-    unknown       how many of `ids` are the unknown token `unk_id` (-1: the vocabulary has none)
+    unknown       how many of `ids` are the unknown token
     special       special tokens of each row (separators that join columns count as text)
     """
 
@@ -98,7 +98,6 @@ class Encoded:
     offsets: np.ndarray
     full_lengths: np.ndarray
     unknown: int = 0
-    unk_id: int = -1
     special: int = 0
     max_length: int | None = None
 
@@ -109,24 +108,6 @@ class Encoded:
     def lengths(self) -> np.ndarray:
         """Tokens of each row after cutting, int64 [n]."""
         return np.diff(self.offsets)
-
-    def take(self, indices: Sequence[int] | np.ndarray) -> Encoded:
-        """The rows at `indices` (or where a boolean mask of length n is true), in that order, as arrays in memory."""
-        chosen = np.asarray(indices)
-        chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
-        lengths = np.asarray(self.lengths)[chosen]
-        source = spans(np.asarray(self.offsets)[:-1][chosen], lengths)
-        ids = np.asarray(self.ids)[source]
-        return Encoded(
-            ids=ids,
-            types=np.asarray(self.types)[source],
-            offsets=offsets_of(lengths),
-            full_lengths=np.asarray(self.full_lengths)[chosen],
-            unknown=count_unknown(ids, self.unk_id),
-            unk_id=self.unk_id,
-            special=self.special,
-            max_length=self.max_length,
-        )
 
     def truncation(self) -> Truncation:
         """How many rows and what share of the text tokens were cut; unknown tokens as a share of those kept."""
@@ -152,7 +133,6 @@ def concatenate(parts: Sequence[Encoded]) -> Encoded:
         offsets=offsets_of(np.concatenate([part.lengths for part in parts])),
         full_lengths=np.concatenate([part.full_lengths for part in parts]),
         unknown=sum(part.unknown for part in parts),
-        unk_id=parts[0].unk_id,
         special=parts[0].special,
         max_length=parts[0].max_length,
     )
@@ -193,7 +173,10 @@ def assemble(
     truncation: str,
     unk_id: int,
 ) -> Encoded:
-    """Rows from the columns of one side, or of two (`second` empty: one side), cut to `max_length` tokens."""
+    """Rows from the columns of one side, or of two (`second` empty: one side), cut to `max_length` tokens.
+
+    unk_id: the unknown token, whose share is told; -1 where the vocabulary has none.
+    """
     special = template.num_special
     if max_length is not None and max_length <= special:
         raise ConfigError(
@@ -219,8 +202,7 @@ def assemble(
         types=types,
         offsets=offsets,
         full_lengths=(full_one + full_two + special).astype(np.int32),
-        unknown=count_unknown(ids, unk_id),
-        unk_id=unk_id,
+        unknown=int(np.count_nonzero(ids == unk_id)) if unk_id >= 0 else 0,
         special=special,
         max_length=max_length,
     )
@@ -237,10 +219,6 @@ def offsets_of(lengths: np.ndarray) -> np.ndarray:
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
-
-
-def count_unknown(ids: np.ndarray, unk_id: int) -> int:
-    return int(np.count_nonzero(ids == unk_id)) if unk_id >= 0 else 0
 
 
 @dataclass(frozen=True)

@@ -133,10 +133,6 @@ def read_chunks(
         raise ConfigError(f"rows: a chunk has at least 1 row, not {rows}.")
     import polars as pl
 
-    if isinstance(source, Table):
-        for start in range(0, len(source), rows):
-            yield source.take(np.arange(start, min(start + rows, len(source))))
-        return
     readers = _open(source, options)
     schema = _common_schema(readers)
     _check_layout(readers, options)

@@ -35,18 +35,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.first[0])
 
-    def take(self, indices: Iterable[int] | np.ndarray) -> Rows:
-        """The rows at `indices`, in that order."""
-        chosen = [int(index) for index in indices]
-        return self._map(lambda column: [column[index] for index in chosen])
-
     def slice(self, start: int, stop: int) -> Rows:
         """Rows `start` to `stop` (excluded)."""
-        return self._map(lambda column: column[start:stop])
-
-    def _map(self, change: Any) -> Rows:
-        first = tuple(change(column) for column in self.first)
-        return Rows(first, None if self.second is None else tuple(change(column) for column in self.second))
+        first = tuple(column[start:stop] for column in self.first)
+        return Rows(first, None if self.second is None else tuple(column[start:stop] for column in self.second))
 
 
 def is_missing(value: object) -> bool:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertune.data.cache import CacheEntry, cache_entries, cache_limit, cache_root, clear_cache, read_entry, write_entry
-from bertune.data.ragged import TRUNCATIONS, Encoded, Truncation, assemble, concatenate
+from bertune.data.cache import read_entry, write_entry
+from bertune.data.ragged import Encoded, assemble, concatenate
 from bertune.data.vocab import Subwords
 from bertune.data.words import WordList
 from bertune.errors import ModelError
@@ -25,12 +25,9 @@ from bertune.errors import ModelError
 if TYPE_CHECKING:
     from bertune.data.tasks import Rows
 
-__all__ = [
-    "TRUNCATIONS", "CacheEntry", "Encoded", "Tokenizer", "Truncation",
-    "cache_entries", "cache_limit", "cache_root", "clear_cache", "encode_cached",
-]  # fmt: skip
+__all__ = ["Encoded", "Tokenizer", "encode_cached"]
 
-_FORMAT = 1  # of cached entries; raised whenever the same input would give other arrays
+_FORMAT = 2  # of cached entries; raised whenever the same input would give other arrays or values
 _LOOKED_FOR = "tokenizer.json, vocab.txt, vocab.json with merges.txt, or the word list vocab.json"
 
 
@@ -139,7 +136,6 @@ def encode_cached(
     }
     values = {
         "unknown": encoded.unknown,
-        "unk_id": encoded.unk_id,
         "special": encoded.special,
         "max_length": encoded.max_length,
     }
@@ -158,7 +154,6 @@ def _open(cache: Path, key: str) -> Encoded | None:
         offsets=arrays["offsets"],
         full_lengths=arrays["full_lengths"],
         unknown=values["unknown"],
-        unk_id=values["unk_id"],
         special=values["special"],
         max_length=values["max_length"],
     )

@@ -16,9 +16,10 @@ from bertune.config import DataConfig
 from bertune.data.read import Table, read_table
 from bertune.data.splits import groups_of, split_rows
 from bertune.data.tasks import Rows, Task, encode_labels, infer_task, rows_of
-from bertune.data.tokens import Encoded, Tokenizer, cache_root, encode_cached
+from bertune.data.tokens import Encoded, Tokenizer, encode_cached
 from bertune.errors import ConfigError
 from bertune.files import write_atomic
+from bertune.paths import cache_root
 from bertune.ship.predict import readable_task
 
 Say = Callable[[str], None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from dataclasses import asdict, dataclass
@@ -146,15 +147,27 @@ def keep_memory() -> None:
     Each step frees and takes hundreds of megabytes of activations; by default every large block is mapped anew, and
     clearing its pages takes a noticeable share of a step. Without effect where the C library is another one.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
+    library = _c_library()
+    if library is not None and hasattr(library, "mallopt"):
         m_trim_threshold, m_mmap_threshold = -1, -3
-        library.mallopt(m_mmap_threshold, 1 << 30)
+        if not library.mallopt(m_mmap_threshold, 1 << 30):
+            library.mallopt(m_mmap_threshold, 1 << 25)  # all that older versions take
         library.mallopt(m_trim_threshold, (1 << 31) - 1)
+
+
+def release_memory() -> None:
+    """Give memory that is free back to the system.
+
+    For after work of another shape than a step's, such as measuring and saving: what it leaves in pieces would stay
+    beside what steps need, and a long run would hold more and more.
+    """
+    library = _c_library()
+    if library is not None and hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+
+
+def _c_library() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
 
 def peak_memory() -> int:
@@ -170,7 +183,6 @@ def peak_memory() -> int:
 
 
 def _peak_windows() -> int:
-    import ctypes
     from ctypes import wintypes
 
     class Counters(ctypes.Structure):

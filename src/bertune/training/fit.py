@@ -25,7 +25,7 @@ from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import Encoder
 from bertune.model.infer import infer_logits
 from bertune.model.losses import make_loss
-from bertune.model.machine import Machine, free_disk
+from bertune.model.machine import Machine, free_disk, release_memory
 from bertune.training import checkpoint
 from bertune.training.features import Features, first_trained_layer
 from bertune.training.interrupt import Interrupts, Stopped
@@ -228,6 +228,7 @@ class Fit:
         write_atomic(self.run_folder / "history.jsonl", lines)
         self._compare(records)
         progress.evaluated = progress.step
+        release_memory()
         if seconds > 60:
             self.listener.say(f"Evaluated after step {progress.step:,} in {duration(seconds)}.")
 
@@ -285,6 +286,7 @@ class Fit:
             "running": {"logits": torch.from_numpy(self.course.running)},
         }
         checkpoint.save(self.folder, checkpoint.Checkpoint(self.progress.step, state, tensors))
+        release_memory()
         self._saved_at = time.monotonic()
 
     def _resume(self) -> None:

@@ -24,7 +24,7 @@ LAYERS = (
     ("data",),
     ("hub",),
     ("config",),
-    ("files", "paths", "presets"),
+    ("files", "paths", "presets", "settings"),
     ("errors",),
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}

@@ -24,7 +24,9 @@ from bertune.paths import cache_root
 SNLI = '{"gold_label": "-", "sentence1": "a", "sentence2": "b"}\n'
 
 
-def fails(source: Any, message: str, options: ReadConfig | None = None, kind: type[Exception] = DataError) -> None:
+def assert_fails(
+    source: Any, message: str, options: ReadConfig | None = None, kind: type[Exception] = DataError
+) -> None:
     """Reading raises one error whose text holds every part of `message` (parts stand between '...') in order."""
     with pytest.raises(kind) as caught:
         read_table(source, options)
@@ -79,7 +81,7 @@ def test_a_file_that_cannot_be_read_is_one_clear_error(
     tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    fails(tmp_path / name, message)
+    assert_fails(tmp_path / name, message)
 
 
 @pytest.mark.parametrize(
@@ -106,17 +108,17 @@ def test_an_option_that_does_not_fit_the_file_is_one_clear_error(
     tmp_path: Path, name: str, content: str, options: dict[str, Any], message: str, kind: type[Exception]
 ) -> None:
     (tmp_path / name).write_bytes(content.encode("utf-8"))
-    fails(tmp_path / name, message, ReadConfig(**options), kind)
+    assert_fails(tmp_path / name, message, ReadConfig(**options), kind)
 
 
 def test_a_file_that_is_not_there_is_an_error_with_the_nearest_name(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_bytes(b"text\na\n")
-    fails(tmp_path / "trian.csv", "trian.csv: no such file; did you mean 'train.csv'?")
-    fails(tmp_path / "other.parquet", "other.parquet: no such file.")
-    fails(tmp_path / "nowhere" / "train.csv", "train.csv: no such file, and no folder '...nowhere'.")
-    fails(str(tmp_path / "*.tsv"), "*.tsv: no file matches this pattern.")
-    fails(tmp_path, "is a folder; it holds train.csv. Name a file, or a pattern such as .../*.csv.")
-    fails(f"{tmp_path}!trian.csv", "the folder has no file 'trian.csv'; did you mean 'train.csv'?")
+    assert_fails(tmp_path / "trian.csv", "trian.csv: no such file; did you mean 'train.csv'?")
+    assert_fails(tmp_path / "other.parquet", "other.parquet: no such file.")
+    assert_fails(tmp_path / "nowhere" / "train.csv", "train.csv: no such file, and no folder '...nowhere'.")
+    assert_fails(str(tmp_path / "*.tsv"), "*.tsv: no file matches this pattern.")
+    assert_fails(tmp_path, "is a folder; it holds train.csv. Name a file, or a pattern such as .../*.csv.")
+    assert_fails(f"{tmp_path}!trian.csv", "the folder has no file 'trian.csv'; did you mean 'train.csv'?")
 
 
 def test_a_missing_label_column_is_left_to_those_who_need_it(tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_a_huge_cell_is_an_error_with_its_row_and_column(
 ) -> None:
     monkeypatch.setattr(formats, "MAX_CELL", 1_000)
     (tmp_path / name).write_bytes(content.format("x" * 1_500).encode())
-    fails(tmp_path / name, message)
+    assert_fails(tmp_path / name, message)
 
 
 def test_a_first_row_longer_than_the_sample_is_still_read_or_refused(
@@ -150,7 +152,7 @@ def test_a_first_row_longer_than_the_sample_is_still_read_or_refused(
     path.write_bytes(b"text,label\n" + b"x" * 1_000 + b",1\ny,0\n")
     assert read_table(path).column("label") == ["1", "0"]
     path.write_bytes(b"text,label\n" + b"x" * 20_000 + b",1\ny,0\n")
-    fails(path, "a.csv row 1: has a cell of more than")
+    assert_fails(path, "a.csv row 1: has a cell of more than")
 
 
 def test_cells_longer_than_the_csv_module_allows_by_itself_are_read(tmp_path: Path) -> None:
@@ -164,28 +166,30 @@ def test_files_with_other_columns_or_kinds_of_cells_are_not_put_together(tmp_pat
     (tmp_path / "c.csv").write_bytes(b"text,label,id\na,1,2\n")
     (tmp_path / "d.jsonl").write_bytes(b'{"text": "a", "label": ["1"]}\n')
     first, other, more, lists = (tmp_path / name for name in ("a.csv", "b.csv", "c.csv", "d.jsonl"))
-    fails([first, other], "b.csv: has no column 'label', which ...a.csv has; its columns: text, class")
-    fails([first, more], "a.csv: has no column 'id', which ...c.csv has")
-    fails([first, lists], "d.jsonl, column 'label': holds List(String), where ...a.csv holds String")
+    assert_fails([first, other], "b.csv: has no column 'label', which ...a.csv has; its columns: text, class")
+    assert_fails([first, more], "a.csv: has no column 'id', which ...c.csv has")
+    assert_fails([first, lists], "d.jsonl, column 'label': holds List(String), where ...a.csv holds String")
 
 
 def test_tables_in_memory_that_are_none_are_clear_errors() -> None:
-    fails({"a": [1, 2], "b": [1]}, "data frame: column 'b' has 1 values and column 'a' has 2; all columns must be")
-    fails({"a": "text"}, "data frame, column 'a': expected a list of values, found 'text'")
-    fails([{"a": 1}, ("b", 2)], "data frame row 2: expected a dict by column, found ('b', 2)")
-    fails([], "data frame: has no rows (columns: none).")
-    fails(pl.DataFrame({"a": []}), "data frame: has no rows (columns: a).")
-    fails(42, "a table cannot be read from int; expected a file name or several")
-    fails({"a": ["b", "\ud83d"]}, "data frame row 2, column 'a': \\ud83d is half of a character")
+    assert_fails(
+        {"a": [1, 2], "b": [1]}, "data frame: column 'b' has 1 values and column 'a' has 2; all columns must be"
+    )
+    assert_fails({"a": "text"}, "data frame, column 'a': expected a list of values, found 'text'")
+    assert_fails([{"a": 1}, ("b", 2)], "data frame row 2: expected a dict by column, found ('b', 2)")
+    assert_fails([], "data frame: has no rows (columns: none).")
+    assert_fails(pl.DataFrame({"a": []}), "data frame: has no rows (columns: a).")
+    assert_fails(42, "a table cannot be read from int; expected a file name or several")
+    assert_fails({"a": ["b", "\ud83d"]}, "data frame row 2, column 'a': \\ud83d is half of a character")
     pandas = pytest.importorskip("pandas")
-    fails(pandas.DataFrame([[1, 2]], columns=["a", "a"]), "data frame: 'a' names two columns. Rename one.")
+    assert_fails(pandas.DataFrame([[1, 2]], columns=["a", "a"]), "data frame: 'a' names two columns. Rename one.")
     with pytest.raises(ConfigError, match="a chunk has at least 1 row"):
         list(read_chunks({"a": [1]}, rows=0))
 
 
 def test_a_parquet_file_without_rows_is_an_error(tmp_path: Path) -> None:
     pl.DataFrame({"text": []}).write_parquet(tmp_path / "a.parquet")
-    fails(tmp_path / "a.parquet", "a.parquet: has no rows (columns: text).")
+    assert_fails(tmp_path / "a.parquet", "a.parquet: has no rows (columns: text).")
 
 
 def test_an_archive_that_is_no_single_table_a_bomb_or_locked_is_refused(
@@ -195,15 +199,15 @@ def test_an_archive_that_is_no_single_table_a_bomb_or_locked_is_refused(
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("one.csv", "text,label\na,1\n")
         packed.writestr("two.csv", "x" * 100_000)
-    fails(archive, "a.zip: the archive has several files; it holds one.csv, two.csv. Name one as a.zip!FILE.")
-    fails(f"{archive}!three.csv", "the archive has no file 'three.csv'")
+    assert_fails(archive, "a.zip: the archive has several files; it holds one.csv, two.csv. Name one as a.zip!FILE.")
+    assert_fails(f"{archive}!three.csv", "the archive has no file 'three.csv'")
     assert len(read_table(f"{archive}!one.csv")) == 1
     monkeypatch.setattr(sources, "MAX_UNPACKED", 50_000)
-    fails(f"{archive}!two.csv", "'two.csv' would unpack to 100,000 bytes, and the limit is 50,000")
+    assert_fails(f"{archive}!two.csv", "'two.csv' would unpack to 100,000 bytes, and the limit is 50,000")
     locked = bytearray(archive.read_bytes())
     locked[locked.index(b"PK\x01\x02") + 8] |= 1
     archive.write_bytes(bytes(locked))
-    fails(f"{archive}!one.csv", "'one.csv' is encrypted")
+    assert_fails(f"{archive}!one.csv", "'one.csv' is encrypted")
 
 
 class Hub:
@@ -242,10 +246,10 @@ def test_hub_paths_are_read_through_the_hub_and_fail_with_one_sentence_without_i
     use(lambda: io.BytesIO(gzip.compress(lines)))
     assert read_table("hf://datasets/a/b/x.jsonl.gz").column("text") == ["a"]
     use(unreachable)
-    fails(name, f"{name}: the hub cannot be reached (no route). Download the file, and give its local path.")
-    fails("hf://datasets/a/b/*.csv", "the hub cannot be reached (no route)")
+    assert_fails(name, f"{name}: the hub cannot be reached (no route). Download the file, and give its local path.")
+    assert_fails("hf://datasets/a/b/*.csv", "the hub cannot be reached (no route)")
     use(absent)
-    fails(name, f"{name}: the hub has no such file, or does not show it. Check the name, and HF_TOKEN.")
+    assert_fails(name, f"{name}: the hub has no such file, or does not show it. Check the name, and HF_TOKEN.")
 
 
 def test_a_member_packed_by_a_method_that_python_lacks_is_said_so(tmp_path: Path) -> None:
@@ -256,12 +260,14 @@ def test_a_member_packed_by_a_method_that_python_lacks_is_said_so(tmp_path: Path
     begin = raw.index(b"PK\x01\x02")
     raw = raw[:8] + deflate64 + raw[10 : begin + 10] + deflate64 + raw[begin + 12 :]
     (tmp_path / "a.zip").write_bytes(raw)
-    fails(tmp_path / "a.zip", "a.zip: 'one.csv' is packed by a method that Python cannot unpack. Unpack it yourself")
+    assert_fails(
+        tmp_path / "a.zip", "a.zip: 'one.csv' is packed by a method that Python cannot unpack. Unpack it yourself"
+    )
 
 
 def test_a_tilde_before_no_users_name_is_part_of_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    fails("~nobody-here/x.csv", "~nobody-here/x.csv: no such file, and no folder '~nobody-here'.")
+    assert_fails("~nobody-here/x.csv", "~nobody-here/x.csv: no such file, and no folder '~nobody-here'.")
     Path("~backup.csv").write_text("text,label\na,b\n", encoding="utf-8")
     assert len(read_table("~backup.csv")) == 1
     monkeypatch.setenv("BERTUNE_CACHE", "~nobody-here/cache")

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertune.config import Config, nested
+from bertune.config import Config
+from bertune.settings import nested
 
 if TYPE_CHECKING:
     from bertune.ship.predict import Predictor

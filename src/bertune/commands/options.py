@@ -16,8 +16,9 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bertune.config import Config, ReadConfig, parse_setting, read_yaml, takes_commas
+from bertune.config import Config, ReadConfig, takes_commas
 from bertune.errors import ConfigError, listed
+from bertune.settings import parse_setting, read_yaml
 
 SECTIONS: dict[str, type[BaseModel]] = {name: type(value) for name, value in Config()}
 READING = tuple(f"data.{name}" for name in ReadConfig.model_fields)

@@ -197,92 +197,97 @@ typedef struct {
     drop_t drop; /* keys by token */
 } soft_t;
 
-FAST static void softmax_rows(void *job, int64_t begin, int64_t end, int thread) {
-    const soft_t *soft = job;
-    int width = (int)soft->width;
-    float line[ROOM], kept[ROOM], scale = soft->scale;
+/* One line of weights: the keys of one query and head. */
+typedef struct {
+    int64_t at;    /* its first value in scores, weights and dropped */
+    int64_t token; /* the query, whose key draws the mask */
+    uint32_t head;
+    int length, wide, width; /* real keys; these up to whole vectors; all, with padding */
+} line_t;
+
+INLINE void put(bf16 *to, const bf16 *ready, line_t line) {
+    memcpy(to, ready, line.length * 2);
+    if (line.width > line.length) memset(to + line.length, 0, (line.width - line.length) * 2);
+}
+
+INLINE void softmax_line(const soft_t *soft, line_t line) {
+    const bf16 *scores = soft->scores + line.at;
+    float values[ROOM], kept[ROOM], scale = soft->scale;
     bf16 ready[ROOM];
     uint32_t words[ROOM];
+    int highest = INT16_MIN; /* bf16 bits as numbers in the same order: a maximum that is found in vectors */
+    for (int key = 0; key < line.wide; key++) {
+        int rank = (int16_t)scores[key];
+        rank = key < line.length ? rank ^ ((rank >> 15) & 0x7fff) : INT16_MIN;
+        highest = rank > highest ? rank : highest;
+    }
+    float top = up((bf16)(highest ^ ((highest >> 15) & 0x7fff))), total = 0.0f;
+    for (int key = 0; key < line.wide; key++) {
+        float value = exponential((up(scores[key]) - top) * scale);
+        value = key < line.length ? value : 0.0f;
+        values[key] = value;
+        total += value;
+    }
+    float share = 1.0f / total;
+    for (int key = 0; key < line.wide; key++) ready[key] = down(values[key] * share);
+    put(soft->weights + line.at, ready, line);
+    if (!soft->dropped) return;
+    factors(&soft->drop, line.token, line.head, line.length, words, kept);
+    for (int key = 0; key < line.wide; key++) ready[key] = down(up(ready[key]) * kept[key]);
+    put(soft->dropped + line.at, ready, line);
+}
+
+/* scores: in, the gradient of the dropped weights; out, that of the unscaled scores. dropped: out, as forward. */
+INLINE void softmax_back_line(const soft_t *soft, line_t line) {
+    const bf16 *weights = soft->weights + line.at;
+    bf16 *grad = soft->scores + line.at;
+    float values[ROOM], kept[ROOM], scale = soft->scale, total = 0.0f;
+    bf16 ready[ROOM];
+    uint32_t words[ROOM];
+    if (soft->dropped) {
+        factors(&soft->drop, line.token, line.head, line.length, words, kept);
+        for (int key = 0; key < line.wide; key++) {
+            float value = up(grad[key]) * kept[key], weight = key < line.length ? up(weights[key]) : 0.0f;
+            values[key] = value;
+            total += key < line.length ? value * weight : 0.0f;
+            ready[key] = down(weight * kept[key]);
+        }
+        put(soft->dropped + line.at, ready, line);
+    } else {
+        for (int key = 0; key < line.wide; key++) {
+            float value = up(grad[key]);
+            values[key] = value;
+            total += key < line.length ? value * up(weights[key]) : 0.0f;
+        }
+    }
+    for (int key = 0; key < line.wide; key++) ready[key] = down(up(weights[key]) * (values[key] - total) * scale);
+    put(grad, ready, line);
+}
+
+INLINE void soft_lines(const soft_t *soft, int64_t begin, int64_t end, int back) {
+    int width = (int)soft->width;
     for (int64_t unit = begin; unit < end; unit++) {
         int64_t row = unit / soft->heads, first = soft->offset[row];
-        int length = (int)(soft->offset[row + 1] - first), wide = (int)whole(length), rest = (width - length) * 2;
+        int length = (int)(soft->offset[row + 1] - first);
         for (int query = 0; query < width; query++) {
-            int64_t at = (unit * width + query) * width;
-            const bf16 *scores = soft->scores + at;
-            bf16 *weights = soft->weights + at, *dropped = soft->dropped ? soft->dropped + at : 0;
+            line_t line = {(unit * width + query) * width, first + query, (uint32_t)(unit % soft->heads),
+                           length, (int)whole(length), width};
             if (query >= length) { /* nobody reads what padding asks for, but it must be a number */
-                memset(weights, 0, width * 2);
-                if (dropped) memset(dropped, 0, width * 2);
-                continue;
+                memset((back ? soft->scores : soft->weights) + line.at, 0, width * 2);
+                if (soft->dropped) memset(soft->dropped + line.at, 0, width * 2);
+            } else if (back) {
+                softmax_back_line(soft, line);
+            } else {
+                softmax_line(soft, line);
             }
-            int highest = INT16_MIN; /* bf16 bits as numbers in the same order: a maximum that is found in vectors */
-            for (int key = 0; key < wide; key++) {
-                int rank = (int16_t)scores[key];
-                rank = key < length ? rank ^ ((rank >> 15) & 0x7fff) : INT16_MIN;
-                highest = rank > highest ? rank : highest;
-            }
-            float top = up((bf16)(highest ^ ((highest >> 15) & 0x7fff))), total = 0.0f;
-            for (int key = 0; key < wide; key++) {
-                float value = exponential((up(scores[key]) - top) * scale);
-                value = key < length ? value : 0.0f;
-                line[key] = value;
-                total += value;
-            }
-            float share = 1.0f / total;
-            for (int key = 0; key < wide; key++) ready[key] = down(line[key] * share);
-            memcpy(weights, ready, length * 2);
-            if (rest) memset(weights + length, 0, rest);
-            if (!dropped) continue;
-            factors(&soft->drop, first + query, (uint32_t)(unit % soft->heads), length, words, kept);
-            for (int key = 0; key < wide; key++) ready[key] = down(up(ready[key]) * kept[key]);
-            memcpy(dropped, ready, length * 2);
-            if (rest) memset(dropped + length, 0, rest);
         }
     }
 }
 
-/* scores: in, the gradient of the dropped weights; out, that of the unscaled scores. dropped: out, as forward. */
+FAST static void softmax_rows(void *job, int64_t begin, int64_t end, int thread) { soft_lines(job, begin, end, 0); }
+
 FAST static void softmax_back_rows(void *job, int64_t begin, int64_t end, int thread) {
-    const soft_t *soft = job;
-    int width = (int)soft->width;
-    float line[ROOM], kept[ROOM], scale = soft->scale;
-    bf16 ready[ROOM];
-    uint32_t words[ROOM];
-    for (int64_t unit = begin; unit < end; unit++) {
-        int64_t row = unit / soft->heads, first = soft->offset[row];
-        int length = (int)(soft->offset[row + 1] - first), wide = (int)whole(length), rest = (width - length) * 2;
-        for (int query = 0; query < width; query++) {
-            int64_t at = (unit * width + query) * width;
-            const bf16 *weights = soft->weights + at;
-            bf16 *grad = soft->scores + at, *dropped = soft->dropped ? soft->dropped + at : 0;
-            if (query >= length) {
-                memset(grad, 0, width * 2);
-                if (dropped) memset(dropped, 0, width * 2);
-                continue;
-            }
-            float total = 0.0f;
-            if (dropped) {
-                factors(&soft->drop, first + query, (uint32_t)(unit % soft->heads), length, words, kept);
-                for (int key = 0; key < wide; key++) {
-                    float value = up(grad[key]) * kept[key], weight = key < length ? up(weights[key]) : 0.0f;
-                    line[key] = value;
-                    total += key < length ? value * weight : 0.0f;
-                    ready[key] = down(weight * kept[key]);
-                }
-                memcpy(dropped, ready, length * 2);
-                if (rest) memset(dropped + length, 0, rest);
-            } else {
-                for (int key = 0; key < wide; key++) {
-                    float value = up(grad[key]);
-                    line[key] = value;
-                    total += key < length ? value * up(weights[key]) : 0.0f;
-                }
-            }
-            for (int key = 0; key < wide; key++) ready[key] = down(up(weights[key]) * (line[key] - total) * scale);
-            memcpy(grad, ready, length * 2);
-            memset(grad + length, 0, rest);
-        }
-    }
+    soft_lines(job, begin, end, 1);
 }
 
 static void soft(work_t work, bf16 *scores, bf16 *weights, bf16 *dropped, const int64_t *offset, int64_t rows,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from bertune.bundle import Bundle, check_output, prepare_output
-from bertune.config import Config, read_yaml
+from bertune.config import Config
 from bertune.data.tasks import Task
 from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError, Interrupted, TrainingError, listed
@@ -27,6 +27,7 @@ from bertune.model.load import load_model, read_config
 from bertune.model.machine import Machine, check_device, check_kernels, choose_machine
 from bertune.model.source import open_source
 from bertune.paths import cache_settings
+from bertune.settings import read_yaml
 from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
 from bertune.training.check import check_used

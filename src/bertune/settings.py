@@ -1,0 +1,78 @@
+"""Options as nested mappings: read from YAML or from `a.b=c`, and laid over others. What they mean is config.py's."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertune.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping a YAML file holds."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file.") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date such as 2024-02-30
+        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections data, model, train and cache, found {type(values).__name__}.")
+    return values
+
+
+def parse_setting(setting: str) -> dict[str, Any]:
+    """`train.lr=1e-4` as a nested mapping; the value is read as YAML, but a lone mark such as | or - is itself."""
+    import yaml
+
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {setting}: expected section.option=value, for example train.lr=1e-4.")
+    try:
+        value = text if text in {*"|->#?,:"} else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        value = text
+    if isinstance(value, date):  # no option is a date, but a name may look like one
+        value = text
+    return nested(key.strip(), value)
+
+
+def nested(name: str, value: Any) -> dict[str, Any]:
+    """`nested("train.lr", 1e-4)` is `{"train": {"lr": 1e-4}}`."""
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    result: dict[str, Any] = value
+    return result
+
+
+def merge(base: dict[str, Any], values: dict[str, Any], place: str, path: str = "") -> None:
+    """Lay nested `values` over `base`; ConfigError for a name that `base` has not."""
+    for key, value in values.items():
+        name = f"{path}{key}"
+        if key not in base:
+            choices = list(base)
+            hint = nearest(str(key), choices) or f"; choices: {', '.join(choices)}."
+            raise ConfigError(f"{place}: '{name}' is not an option{hint}")
+        if isinstance(base[key], dict):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{place}: '{name}' is a section; set one of {', '.join(base[key])}.")
+            merge(base[key], value, place, f"{name}.")
+        else:
+            base[key] = value
+
+
+def sentence(error: ValidationError, place: str) -> str:
+    """The first thing that is wrong, as one sentence."""
+    first = error.errors()[0]
+    # A union (file or fraction) reports its branches as the last part of the place.
+    where = ".".join(str(part) for part in first["loc"] if part not in ("str", "float"))
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{place}: '{where}' cannot be {first['input']!r}: {message[0].lower() + message[1:]}."

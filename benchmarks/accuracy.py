@@ -129,7 +129,7 @@ def _trainer(name: str, side: str, seed: int, options: argparse.Namespace) -> Ma
 
     config, prepared = _prepared(name, options)
     folder, _ = open_source(config.model.name)
-    plan = settle(config.train, rows=len(prepared.train), encoder=read_config(folder))
+    plan = settle(config.train, rows=len(prepared.train), encoder=read_config(folder), new_head=True)
     kind, labels = prepared.task.kind, list(prepared.task.labels)
     parts = {part: _part(split) for part, split in prepared.splits.items()}
     metric = check_metric(config.train.metric, kind)

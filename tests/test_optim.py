@@ -189,7 +189,7 @@ def our_step(
 
 
 def new_optimizer(model: ClassifierModel, values: TrainConfig) -> Optimizer:
-    return Optimizer(model, values, lr=values.lr or 0.0, steps=STEPS, full={})
+    return Optimizer(model, values, lr=values.lr or 0.0, head_lr=values.head_lr, steps=STEPS, full={})
 
 
 class TestOptimizer:

@@ -20,8 +20,8 @@ def encoder(hidden: int = 384) -> EncoderConfig:
     )
 
 
-def plan(rows: int, *, hidden: int = 384, **values: Any) -> Any:
-    return settle(TrainConfig.model_validate(values), rows=rows, encoder=encoder(hidden))
+def plan(rows: int, *, hidden: int = 384, new_head: bool = False, **values: Any) -> Any:
+    return settle(TrainConfig.model_validate(values), rows=rows, encoder=encoder(hidden), new_head=new_head)
 
 
 class TestDefaults:
@@ -37,6 +37,12 @@ class TestDefaults:
 
         assert rates == sorted(rates, reverse=True)
         assert 1e-5 <= rates[-1] < rates[0] <= 1e-3
+
+    def test_a_new_head_takes_larger_steps_than_the_encoder(self) -> None:
+        assert plan(1000, lr=1e-4).head_lr == 1e-4
+        assert plan(1000, lr=1e-4, new_head=True).head_lr == pytest.approx(1e-3)
+        assert plan(1000, lr=1e-4, head_lr=5e-5, new_head=True).head_lr == 5e-5
+        assert plan(1000, lr=1e-4, new_head=True).sentence().endswith("learning rate 0.0001 (head: 0.001).")
 
     def test_what_is_given_is_taken(self) -> None:
         found = plan(1000, epochs=7, batch_size=50, lr=3e-4)

@@ -158,8 +158,8 @@ def card_info(fit: Fit, bundle: Bundle, base: Source, metrics: dict[str, Any], o
     preset = PRESETS.get(config.model.name) if base.kind in ("embedded", "hub") else None
     train = config.train
     settings = {
-        "epochs": plan.epochs, "batch size": plan.batch_size, "lr": plan.lr, "schedule": train.schedule,
-        "warm-up": train.warmup, "optimizer": train.optimizer,
+        "epochs": plan.epochs, "batch size": plan.batch_size, "lr": plan.lr, "head lr": plan.head_lr,
+        "schedule": train.schedule, "warm-up": train.warmup, "optimizer": train.optimizer,
         "weight decay": train.weight_decay if train.optimizer == "adamw" else None, "gradient norm at most": train.clip,
         "pooling": bundle.head.pooling, "head": HEADS.get(bundle.head.kind, bundle.head.kind),
         "loss": loss_name(fit.prepared.task.kind, train), "class weights": train.class_weights,

@@ -91,7 +91,8 @@ class Fit:
         trained = {name for name, value in model.named_parameters() if value.requires_grad}
         self._frozen = {name: value for name, value in full.items() if name not in trained}
         self.optimizer = Optimizer(
-            model, config.train, lr=plan.lr, steps=plan.steps, full=full, compiled=machine.kernels == "compiled"
+            model, config.train, lr=plan.lr, head_lr=plan.head_lr, steps=plan.steps, full=full,
+            compiled=machine.kernels == "compiled",
         )
         if machine.compile and isinstance(model.encoder, Encoder):
             for layer in model.encoder.layers:

@@ -161,16 +161,16 @@ class Optimizer:
 
     def __init__(
         self, model: ClassifierModel, config: TrainConfig, *, lr: float, steps: int, full: dict[str, Tensor],
-        compiled: bool = False,
+        head_lr: float | None = None, compiled: bool = False,
     ) -> None:
         """`full`: fp32 values, by name, of the parameters that the model holds in lower precision.
 
+        lr, head_lr: peak learning rates of the encoder and of the head; None: one for both.
         compiled: let kernels.c do the steps; else torch does.
         """
         self.compiled = compiled
-        head_lr = config.head_lr or lr
         self.rates = learning_rates(config, peak=lr, steps=steps)
-        self.head_scale = head_lr / lr
+        self.head_scale = 1.0 if head_lr is None else head_lr / lr
         self.names, self.params, self.masters = [], [], []
         decay = config.weight_decay if config.optimizer == "adamw" else 0.0
         groups: dict[tuple[bool, bool], list[Tensor]] = {}

@@ -91,7 +91,8 @@ def _run(
     check_freeze(config, encoder)
     max_length = settle_length(config, encoder, prepared.task, tokenizer)
     tokenize(prepared, tokenizer, max_length=max_length, truncation=config.model.truncation, say=say)
-    plan = settle(config.train, rows=len(prepared.train), encoder=encoder)
+    model, new_head = load(config, folder, prepared.task, say)
+    plan = settle(config.train, rows=len(prepared.train), encoder=encoder, new_head=new_head)
     say(plan.sentence())
 
     prepare_output(out, resume=resume, overwrite=overwrite)
@@ -100,7 +101,6 @@ def _run(
         machine.use()
         say(machine.sentence())
         keep_record(config, out, prepared, resume=resume)
-        model = load(config, folder, prepared.task, say)
         fit = Fit(model, prepared, config, plan, machine, metric=metric, folder=out / "run", listener=listener)
         say(forecast(fit))
         try:
@@ -242,8 +242,8 @@ def fingerprint(prepared: Prepared) -> str:
     return digest.hexdigest()
 
 
-def load(config: Config, folder: Path, task: Task, say: Any) -> ClassifierModel:
-    """The encoder with its head: that of an earlier result where it fits the task, a new one otherwise."""
+def load(config: Config, folder: Path, task: Task, say: Any) -> tuple[ClassifierModel, bool]:
+    """The encoder with its head (that of an earlier result where it fits the task, a new one otherwise); is it new?"""
     encoder = read_config(folder)
     chosen = config.model
     head = decide_head(
@@ -259,7 +259,7 @@ def load(config: Config, folder: Path, task: Task, say: Any) -> ClassifierModel:
         head = replace(head, kind=kind, pooling=pooling, hidden=spec.hidden, dropout=rate)
     model, report = load_model(folder, head=head, keep_head=keep, dropout=chosen.dropout, seed=config.train.seed)
     say(report.sentence())
-    return model
+    return model, "head.classifier" in report.new
 
 
 def forecast(fit: Fit) -> str:

@@ -11,6 +11,8 @@ from bertune.config import TrainConfig
 from bertune.data.batch import steps_per_epoch
 from bertune.model.encoder import EncoderConfig
 
+NEW_HEAD = 10  # times the encoder's learning rate: random weights have further to go than pretrained ones
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -21,6 +23,7 @@ class Plan:
     steps_per_epoch: int
     batch_size: int
     lr: float
+    head_lr: float
     evaluate_at: tuple[int, ...]
 
     def to_dict(self) -> dict[str, object]:
@@ -31,12 +34,16 @@ class Plan:
         return (
             f"Training: {counted(self.epochs, 'epoch')} of {counted(self.steps_per_epoch, 'step')}"
             f"{'' if whole and self.epochs == 1 else f' ({self.steps:,} in all)'}, "
-            f"{counted(self.batch_size, 'example')} a step, learning rate {self.lr:g}."
+            f"{counted(self.batch_size, 'example')} a step, learning rate {self.lr:g}"
+            f"{'' if self.head_lr == self.lr else f' (head: {self.head_lr:g})'}."
         )
 
 
-def settle(config: TrainConfig, *, rows: int, encoder: EncoderConfig) -> Plan:
-    """Fill in epochs, batch size and learning rate, and lay out the evaluations."""
+def settle(config: TrainConfig, *, rows: int, encoder: EncoderConfig, new_head: bool) -> Plan:
+    """Fill in epochs, batch size and learning rates, and lay out the evaluations.
+
+    new_head: the head starts from random weights, in whole or in part.
+    """
     batch_size = config.batch_size or default_batch_size(rows)
     per_epoch = steps_per_epoch(rows, batch_size)
     epochs = config.epochs or default_epochs(rows)
@@ -47,7 +54,9 @@ def settle(config: TrainConfig, *, rows: int, encoder: EncoderConfig) -> Plan:
     every = [round(per_epoch * part / config.evals_per_epoch) for part in range(1, config.evals_per_epoch + 1)]
     marks = {epoch * per_epoch + max(1, part) for epoch in range(epochs) for part in every}
     evaluate_at = (*sorted(mark for mark in marks if mark < steps), steps)
-    return Plan(epochs, steps, per_epoch, batch_size, config.lr or default_lr(encoder), evaluate_at)
+    lr = config.lr or default_lr(encoder)
+    head_lr = config.head_lr or (NEW_HEAD * lr if new_head else lr)
+    return Plan(epochs, steps, per_epoch, batch_size, lr, head_lr, evaluate_at)
 
 
 def default_epochs(rows: int) -> int:

@@ -245,6 +245,7 @@ class TestGoingOn:
             bertune.load(further.out, threads=1).logits(rows), bertune.load(made.result.out, threads=1).logits(rows),
             atol=1e-5,
         )  # fmt: skip
+        assert "| head lr | 1e-12 |" in (further.out / "README.md").read_text(encoding="utf-8")
 
     @pytest.mark.parametrize("settings", [{"model.pooling": "mean"}, {"model.head": "mlp", "model.head_hidden": 7}])
     def test_a_head_of_another_form_goes_on_without_being_named_again(
@@ -268,6 +269,7 @@ class TestGoingOn:
         left, right = (bertune.load(result.out, threads=1) for result in (first, further))
 
         assert right.labels == ("ANIMALS", "PLANTS", "TOOLS")
+        assert "| head lr | 1e-11 |" in (further.out / "README.md").read_text(encoding="utf-8")
         assert not np.allclose(left.logits(rows), right.logits(rows), atol=1e-3)
 
     def test_a_model_cannot_be_overwritten_by_what_starts_from_it(self, made: Made) -> None:

@@ -34,7 +34,9 @@ def step(number: int, *, seconds: float = 0.5) -> Step:
 
 
 def plan(steps: int) -> Plan:
-    return Plan(epochs=1, steps=steps, steps_per_epoch=steps, batch_size=32, lr=1e-4, head_lr=1e-3, evaluate_at=(steps,))
+    return Plan(
+        epochs=1, steps=steps, steps_per_epoch=steps, batch_size=32, lr=1e-4, head_lr=1e-3, evaluate_at=(steps,)
+    )
 
 
 def test_a_pipe_gets_a_line_every_twentieth_part() -> None:

@@ -248,7 +248,7 @@ class TrainConfig(_Section):
         None, gt=0, description="Peak learning rate of the encoder.", json_schema_extra=_flag("--lr", group="Training")
     )
     head_lr: float | None = Field(
-        None, gt=0, description="Peak learning rate of the head; by default ten times --lr where the head is new, else --lr."
+        None, gt=0, description="Peak learning rate of the head; by default ten times --lr if it is new, else --lr."
     )
     optimizer: Literal["adamw", "adam"] = Field(
         "adamw", description="Optimizer.", json_schema_extra=_flag("--optimizer", group="Training")

@@ -2,13 +2,14 @@
 
 On a GPU, variable-length flash attention. On a processor, batched matrix products over groups of rows of nearly equal
 length, with a backward pass of our own: there PyTorch's fused attention spends many times longer on short rows
-than the products themselves take.
+than the products themselves take. (Layers that kernels.c computes attend there, without groups or padding.)
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -62,24 +63,25 @@ class Group:
 class Plan:
     """Where the rows of one batch begin and end, for every attention call of a pass.
 
-    cu: int32 [rows + 1] on the device (GPU), offset: the same as int64 (processors), tokens before each row; longest:
-    the longest row; groups: for processors.
+    cu: int32 [rows + 1] on the device (GPU), offset: the same as int64 (compiled kernels), tokens before each row;
+    longest: the longest row; dtype: of the hidden states; groups: for torch's operators on a processor.
     """
 
     cu: Tensor
     offset: Tensor
     longest: int
-    groups: list[Group]
+    dtype: torch.dtype
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        cu = self.offset.numpy()
+        return [_group(cu, first, last, self.cu.device, self.dtype) for first, last in _cuts(np.diff(cu))]
 
 
 def plan_attention(cu: np.ndarray, *, device: torch.device, dtype: torch.dtype) -> Plan:
-    """Plan for rows with cumulative lengths `cu` (int64 [rows + 1]); groups are made only where they are used."""
-    lengths = np.diff(cu)
-    longest = int(lengths.max(initial=0))
-    on_gpu = device.type == "cuda"
-    groups = [] if on_gpu else [_group(cu, first, last, device, dtype) for first, last in _cuts(lengths)]
+    """Plan for rows with cumulative lengths `cu` (int64 [rows + 1])."""
     offset = torch.from_numpy(np.ascontiguousarray(cu, dtype=np.int64))
-    return Plan(offset.to(device, torch.int32), offset, longest, groups)
+    return Plan(offset.to(device, torch.int32), offset, int(np.diff(cu).max(initial=0)), dtype)
 
 
 def _cuts(lengths: np.ndarray) -> list[tuple[int, int]]:

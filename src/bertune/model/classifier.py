@@ -24,6 +24,12 @@ class ClassifierModel(nn.Module):
     def device(self) -> torch.device:
         return self.head.classifier.weight.device
 
+    @property
+    def pads(self) -> bool:
+        """Whether attention computes padding: with torch's operators on a processor, in groups of rows."""
+        layers = self.encoder.layers if isinstance(self.encoder, Encoder) else ()
+        return self.device.type != "cuda" and not (layers and all(layer.compiled for layer in layers))
+
     def inputs(self, batch: Batch) -> Inputs:
         """The batch as tensors where the model is."""
         return inputs_of(batch, device=self.device, dtype=self.encoder.compute_dtype)

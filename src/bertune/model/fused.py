@@ -6,7 +6,6 @@ touches a value touches it once; the backward pass draws masks again instead of 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +14,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bertune.model import kernels
-from bertune.model.attention import Group, Plan
+from bertune.model.attention import Plan
 from bertune.model.kernels import Drop
 from bertune.model.noise import Noise, level, mask_factor
 
 if TYPE_CHECKING:
     from bertune.model.encoder import EncoderConfig
-
 
 
 @dataclass
@@ -42,7 +40,8 @@ class Shape:
 def takes(config: EncoderConfig) -> bool:
     """Whether the layers of such an encoder can be computed here."""
     plain = not config.pre_norm and config.bias and config.norm_bias and config.attention_bias
-    return plain and max(config.hidden, config.max_positions) <= kernels.LONGEST and kernels.library() is not None
+    fits = max(config.hidden, config.max_positions) <= kernels.LONGEST and config.hidden // config.heads % 2 == 0
+    return plain and fits and kernels.library() is not None
 
 
 def layer(
@@ -72,7 +71,11 @@ class _Layer(torch.autograd.Function):
         w_qkv, b_qkv, w_out, b_out, w_up, b_up, w_down, b_down, w_norm1, b_norm1, w_norm2, b_norm2 = weights
         if first is None:
             asking = hidden
-            context, kept = _attend(torch.addmm(b_qkv, hidden, w_qkv.t()), plan, shape, drops[0])
+            qkv = torch.addmm(b_qkv, hidden, w_qkv.t())
+            context, stats = kernels.attend(
+                qkv, plan.offset, longest=plan.longest, heads=shape.heads, drop=drops[0]
+            )
+            kept = [qkv, stats]
         else:
             width = hidden.shape[1]
             asking = hidden.index_select(0, first)
@@ -112,7 +115,10 @@ class _Layer(torch.autograd.Function):
         g_out = update.t() @ context
         grad_context = update @ w_out
         if first is None:
-            grad_qkv = _attend_back(grad_context, kept, ctx.plan, shape, drops[0])
+            qkv, stats = kept
+            grad_qkv = kernels.attend_back(
+                grad_context, qkv, stats, ctx.plan.offset, longest=ctx.plan.longest, heads=shape.heads, drop=drops[0]
+            )
             g_b_qkv = kernels.times_and_sum(grad_qkv, None)
             g_qkv = grad_qkv.t() @ hidden
             if wanted:
@@ -132,45 +138,3 @@ class _Layer(torch.autograd.Function):
             grad_hidden if wanted else None, g_qkv, g_b_qkv, g_out, sums1[2], g_up, g_b_up, g_down, sums2[2],
             sums1[0], sums1[1], sums2[0], sums2[1], None, None, None, None,
         )  # fmt: skip
-
-
-def _attend(qkv: Tensor, plan: Plan, shape: Shape, drop: Drop | None) -> tuple[Tensor, list[Tensor]]:
-    """Attention within each row [tokens, hidden]; and for each group its packed query, key, value, and its weights."""
-    hidden = qkv.shape[1] // 3
-    context = torch.empty(qkv.shape[0], hidden, dtype=qkv.dtype)
-    kept = []
-    for group in plan.groups:
-        offset = _address(plan, group)
-        packed = kernels.pack(qkv, offset, rows=group.rows, parts=3, heads=shape.heads, width=group.width)
-        scores = kernels.multiply(packed[0], packed[1].transpose(1, 2))
-        weights, dropped = kernels.softmax(scores, offset, rows=group.rows, scale=_scale(packed), drop=drop)
-        kernels.unpack(torch.bmm(dropped, packed[2])[None], context, offset, rows=group.rows)
-        kept += [packed, weights]
-    return context, kept
-
-
-def _attend_back(grad: Tensor, kept: list[Tensor], plan: Plan, shape: Shape, drop: Drop | None) -> Tensor:
-    grad_qkv = torch.empty(grad.shape[0], 3 * grad.shape[1], dtype=grad.dtype)
-    for number, group in enumerate(plan.groups):
-        packed, weights = kept[2 * number : 2 * number + 2]
-        offset = _address(plan, group)
-        part = kernels.pack(grad, offset, rows=group.rows, parts=1, heads=shape.heads, width=group.width)[0]
-        scores, dropped = kernels.softmax_back(
-            kernels.multiply(part, packed[2].transpose(1, 2)), weights, offset,
-            rows=group.rows, scale=_scale(packed), drop=drop,
-        )
-        grads = torch.empty_like(packed)
-        torch.bmm(scores, packed[1], out=grads[0])
-        torch.bmm(scores.transpose(1, 2), packed[0], out=grads[1])
-        torch.bmm(dropped.transpose(1, 2), part, out=grads[2])
-        kernels.unpack(grads, grad_qkv, offset, rows=group.rows)
-    return grad_qkv
-
-
-def _address(plan: Plan, group: Group) -> int:
-    """Where the token offsets of a group's rows begin in memory."""
-    return plan.offset.data_ptr() + group.first * plan.offset.element_size()
-
-
-def _scale(packed: Tensor) -> float:
-    return 1 / math.sqrt(packed.shape[-1])

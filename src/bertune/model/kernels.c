@@ -1,10 +1,11 @@
-/* What a training step does between its matrix products, on a processor, in one pass over memory each.
+/* What a training step does between its large matrix products, on a processor, in one pass over memory each.
  *
  * Hidden states are bf16 (the upper half of a float); statistics and sums are kept in fp32. Functions are called from
  * model/kernels.py with plain pointers and take part in the thread pool of torch, so that two pools never compete.
  * A result depends on its arguments and the number of threads alone.
  */
 
+#include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -63,7 +64,7 @@ typedef struct {
 static void (*pool)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel of torch's own runtime */
 static int (*own_number)(void), (*team_size)(void);
 
-const int bertune_version = 1; /* raise it with every change of a signature; kernels.py checks it */
+const int bertune_version = 2; /* raise it with every change of a signature; kernels.py checks it */
 
 void bertune_init(void *parallel, void *thread_number, void *thread_count) {
     pool = (void (*)(void (*)(void *), void *, unsigned, unsigned))parallel;
@@ -128,186 +129,237 @@ INLINE void factors(const drop_t *drop, int64_t line, uint32_t head, int64_t wid
     for (int place = 0; place < wide; place++) out[place] = bytes[place] >= level ? factor : 0.0f;
 }
 
-/* Between flat tokens and the padded cells of a group -------------------------------------------------------------- */
+/* Attention of every token ------------------------------------------------------------------------------------------ */
 
 typedef struct {
-    bf16 *flat;            /* [tokens, parts * heads * size] */
-    bf16 *cells;           /* [parts, rows * heads, width, size] */
+    const bf16 *qkv;       /* [tokens, 3 * heads * size]: query, key and value; size is even */
+    bf16 *context;         /* [tokens, heads * size]; backward: its gradient, read only */
+    bf16 *grad;            /* backward: as qkv */
+    float *stats;          /* [heads, tokens, 2]: highest score of each query, and one over the sum of its exponentials */
+    float *room;           /* [threads, each]: what a unit lays out for itself */
+    int64_t each;
     const int64_t *offset; /* [rows + 1], tokens before each row */
-    int64_t rows, parts, heads, width, size;
-} move_t;
-
-static void pack_rows(void *job, int64_t begin, int64_t end, int thread) {
-    const move_t *move = job;
-    int64_t wide = move->parts * move->heads * move->size, bytes = move->size * 2;
-    for (int64_t row = begin; row < end; row++) {
-        int64_t length = move->offset[row + 1] - move->offset[row];
-        for (int64_t part = 0; part < move->parts; part++)
-            for (int64_t head = 0; head < move->heads; head++) {
-                bf16 *to = move->cells + ((part * move->rows + row) * move->heads + head) * move->width * move->size;
-                const bf16 *from = move->flat + move->offset[row] * wide + (part * move->heads + head) * move->size;
-                for (int64_t place = 0; place < length; place++)
-                    memcpy(to + place * move->size, from + place * wide, bytes);
-                memset(to + length * move->size, 0, (move->width - length) * bytes);
-            }
-    }
-}
-
-static void unpack_rows(void *job, int64_t begin, int64_t end, int thread) {
-    const move_t *move = job;
-    int64_t wide = move->parts * move->heads * move->size, bytes = move->size * 2;
-    for (int64_t row = begin; row < end; row++) {
-        int64_t length = move->offset[row + 1] - move->offset[row];
-        for (int64_t part = 0; part < move->parts; part++)
-            for (int64_t head = 0; head < move->heads; head++) {
-                const bf16 *from =
-                    move->cells + ((part * move->rows + row) * move->heads + head) * move->width * move->size;
-                bf16 *to = move->flat + move->offset[row] * wide + (part * move->heads + head) * move->size;
-                for (int64_t place = 0; place < length; place++)
-                    memcpy(to + place * wide, from + place * move->size, bytes);
-            }
-    }
-}
-
-static void move(work_t work, bf16 *flat, bf16 *cells, const int64_t *offset, int64_t rows, int64_t parts,
-                 int64_t heads, int64_t width, int64_t size, int threads) {
-    move_t job = {flat, cells, offset, rows, parts, heads, width, size};
-    run(work, &job, rows, parts * heads * width * size * 4, threads);
-}
-
-void bertune_pack(bf16 *flat, bf16 *cells, const int64_t *offset, int64_t rows, int64_t parts, int64_t heads,
-                  int64_t width, int64_t size, int threads) {
-    move(pack_rows, flat, cells, offset, rows, parts, heads, width, size, threads);
-}
-
-void bertune_unpack(bf16 *flat, bf16 *cells, const int64_t *offset, int64_t rows, int64_t parts, int64_t heads,
-                    int64_t width, int64_t size, int threads) {
-    move(unpack_rows, flat, cells, offset, rows, parts, heads, width, size, threads);
-}
-
-/* Softmax of attention scores, with dropout ------------------------------------------------------------------------ */
-
-typedef struct {
-    bf16 *scores;          /* [rows * heads, width, width]; may be read up to BLOCK values beyond its end */
-    bf16 *weights;         /* the same shape, and room */
-    bf16 *dropped;         /* the same shape; NULL where nothing is dropped */
-    const int64_t *offset; /* [rows + 1] */
-    int64_t heads, width;
+    int64_t rows, heads, size, shares;
     float scale;
     drop_t drop; /* keys by token */
-} soft_t;
+} attend_t;
 
-/* One line of weights: the keys of one query and head. */
+#define QUERIES 4   /* attended at once: enough sums side by side to keep products busy */
+#define TOGETHER 32 /* queries whose share in the gradients of keys and values is added up at once */
+
+typedef float v16 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint32_t w16 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t i16 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t h16 __attribute__((vector_size(32), aligned(2), may_alias));
+typedef uint32_t pair_t __attribute__((may_alias)); /* two bf16 side by side */
+
+/* One head of one row. */
 typedef struct {
-    int64_t at;    /* its first value in scores, weights and dropped */
-    int64_t token; /* the query, whose key draws the mask */
+    const bf16 *query, *key, *value; /* of the first token; `stride` from token to token, as `grad` */
+    bf16 *context, *grad;            /* context: `hidden` from token to token */
+    float *stats;
+    int64_t stride, hidden, token;
     uint32_t head;
-    int length, wide, width; /* real keys; these up to whole vectors; all, with padding */
+    int length, wide, columns; /* tokens; these, and the head's size, up to whole vectors */
+} unit_t;
+
+/* Lines for QUERIES queries, each `wide` values. */
+typedef struct {
+    float *scores, *kept;
+    bf16 *weights, *slopes;
+    uint32_t *words;
 } line_t;
 
-INLINE void put(bf16 *to, const bf16 *ready, line_t line) {
-    memcpy(to, ready, line.length * 2);
-    if (line.width > line.length) memset(to + line.length, 0, (line.width - line.length) * 2);
+INLINE unit_t open_unit(const attend_t *job, int64_t row, int64_t head) {
+    int64_t hidden = job->heads * job->size, stride = 3 * hidden, token = job->offset[row], at = head * job->size;
+    int length = (int)(job->offset[row + 1] - token);
+    const bf16 *query = job->qkv + token * stride + at;
+    return (unit_t){query, query + hidden, query + 2 * hidden, job->context + token * hidden + at,
+                    job->grad ? job->grad + token * stride + at : 0,
+                    job->stats + 2 * (head * job->offset[job->rows] + token), stride, hidden, token, (uint32_t)head,
+                    length, (int)whole(length), (int)whole(job->size)};
 }
 
-INLINE void softmax_line(const soft_t *soft, line_t line) {
-    const bf16 *scores = soft->scores + line.at;
-    float values[ROOM], kept[ROOM], scale = soft->scale;
-    bf16 ready[ROOM];
-    uint32_t words[ROOM];
-    int highest = INT16_MIN; /* bf16 bits as numbers in the same order: a maximum that is found in vectors */
-    for (int key = 0; key < line.wide; key++) {
-        int rank = (int16_t)scores[key];
-        rank = key < line.length ? rank ^ ((rank >> 15) & 0x7fff) : INT16_MIN;
-        highest = rank > highest ? rank : highest;
-    }
-    float top = up((bf16)(highest ^ ((highest >> 15) & 0x7fff))), total = 0.0f;
-    for (int key = 0; key < line.wide; key++) {
-        float value = exponential((up(scores[key]) - top) * scale);
-        value = key < line.length ? value : 0.0f;
-        values[key] = value;
-        total += value;
-    }
-    float share = 1.0f / total;
-    for (int key = 0; key < line.wide; key++) ready[key] = down(values[key] * share);
-    put(soft->weights + line.at, ready, line);
-    if (!soft->dropped) return;
-    factors(&soft->drop, line.token, line.head, line.length, words, kept);
-    for (int key = 0; key < line.wide; key++) ready[key] = down(up(ready[key]) * kept[key]);
-    put(soft->dropped + line.at, ready, line);
+INLINE void *take(float **room, int64_t count) {
+    float *taken = *room;
+    *room += whole(count);
+    return taken;
 }
 
-/* scores: in, the gradient of the dropped weights; out, that of the unscaled scores. dropped: out, as forward. */
-INLINE void softmax_back_line(const soft_t *soft, line_t line) {
-    const bf16 *weights = soft->weights + line.at;
-    bf16 *grad = soft->scores + line.at;
-    float values[ROOM], kept[ROOM], scale = soft->scale, total = 0.0f;
-    bf16 ready[ROOM];
-    uint32_t words[ROOM];
-    if (soft->dropped) {
-        factors(&soft->drop, line.token, line.head, line.length, words, kept);
-        for (int key = 0; key < line.wide; key++) {
-            float value = up(grad[key]) * kept[key], weight = key < line.length ? up(weights[key]) : 0.0f;
-            values[key] = value;
-            total += key < line.length ? value * weight : 0.0f;
-            ready[key] = down(weight * kept[key]);
+INLINE line_t open_lines(float **room, int wide) {
+    float *scores = take(room, QUERIES * wide), *kept = take(room, wide);
+    bf16 *weights = take(room, QUERIES * wide / 2), *slopes = take(room, QUERIES * wide / 2);
+    return (line_t){scores, kept, weights, slopes, take(room, wide / 4 + BLOCK)};
+}
+
+/* Which share a head of a row belongs to: rows differ in length and heads do not, so each share has some of each row. */
+INLINE int64_t share_of(const attend_t *job, int64_t row, int64_t head) {
+    return job->heads % job->shares ? (row * job->heads + head) % job->shares : head * job->shares / job->heads;
+}
+
+static const w16 PLACES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+/* [length, size] to [wide / 2, whole(size)] pairs of two tokens each, zero beyond both ends. */
+INLINE void weave(const bf16 *from, int64_t stride, int length, int wide, int size, pair_t *to) {
+    int columns = (int)whole(size);
+    for (int place = 0; place < wide; place += 2, to += columns) {
+        const bf16 *first = from + place * stride, *second = first + stride;
+        int column = 0;
+        if (place + 1 < length)
+            for (; column < size; column++) to[column] = (uint32_t)second[column] << 16 | first[column];
+        else if (place < length)
+            for (; column < size; column++) to[column] = first[column];
+        for (; column < columns; column++) to[column] = 0;
+    }
+}
+
+INLINE void weave_lines(const bf16 *first, int wide, pair_t *to) {
+    for (int place = 0; place < wide; place++) to[place] = (uint32_t)first[wide + place] << 16 | first[place];
+}
+
+INLINE void lower(const float *from, bf16 *to, int size) {
+    for (int place = 0; place < size; place++) to[place] = down(from[place]);
+}
+
+/* What follows works on whole vectors by hand: lines of two or three of them would mostly be a compiler's loop ends. */
+
+INLINE void exponentials(v16 *x) { /* as `exponential`; no values above 88, for there are none after the maximum */
+    w16 low = (w16)(*x < -87.0f);
+    v16 least = (v16){0} - 87.0f, value = (v16)(((w16)least & low) | ((w16)*x & ~low));
+    i16 power = __builtin_convertvector(value * 1.44269504f + 127.5f, i16); /* 127 more than the nearest integer */
+    v16 rest = value - (__builtin_convertvector(power, v16) - 127.0f) * 0.69314718f;
+    v16 series = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+    series = series * rest + 8.3334519073e-3f;
+    series = series * rest + 4.1665795894e-2f;
+    series = series * rest + 1.6666665459e-1f;
+    series = series * rest + 5.0000001201e-1f;
+    series = series * rest * rest + rest + 1.0f;
+    *x = series * (v16)(power << 23);
+}
+
+INLINE void down_all(const v16 *values, bf16 *to) { /* as `down` */
+    w16 bits = (w16)*values;
+    *(h16 *)to = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, h16);
+}
+
+INLINE void raise(v16 *to, const v16 *others) {
+    w16 above = (w16)(*others > *to);
+    *to = (v16)(((w16)*others & above) | ((w16)*to & ~above));
+}
+
+INLINE float sum_of(v16 *values) {
+    for (uint32_t half = BLOCK / 2; half; half /= 2) *values += __builtin_shuffle(*values, PLACES ^ half);
+    return (*values)[0];
+}
+
+INLINE float highest(const float *values, int count) {
+    v16 tops = (v16){0} - __builtin_inff();
+    int place = 0;
+    for (; place + BLOCK <= count; place += BLOCK) raise(&tops, (const v16 *)(values + place));
+    if (place < count) {
+        w16 real = (w16)(PLACES < (uint32_t)(count - place)), none = (w16)((v16){0} - __builtin_inff());
+        v16 rest = (v16)((*(const w16 *)(values + place) & real) | (none & ~real));
+        raise(&tops, &rest);
+    }
+    for (uint32_t half = BLOCK / 2; half; half /= 2) {
+        v16 other = __builtin_shuffle(tops, PLACES ^ half);
+        raise(&tops, &other);
+    }
+    return tops[0];
+}
+
+/* exp(scale (score - top)) at `scores`, 0 for the `rest` last of whole vectors that are padding. */
+INLINE void risen(v16 *scores, float top, float scale, int left) {
+    *scores = (*scores - top) * scale;
+    exponentials(scores);
+    if (left < BLOCK) *scores = (v16)((w16)*scores & (w16)(PLACES < (uint32_t)left));
+}
+
+/* Scores of `many` queries to weights after dropout. Each part for all of them: none waits for the one before. */
+INLINE void weigh(const attend_t *job, const unit_t *unit, const line_t *lines, int first, int many) {
+    int wide = unit->wide, length = unit->length;
+    float *kept = lines->kept, tops[QUERIES], totals[QUERIES];
+    for (int line = 0; line < many; line++) tops[line] = highest(lines->scores + line * wide, length);
+    for (int line = 0; line < many; line++) {
+        v16 total = {0};
+        for (int key = 0; key < wide; key += BLOCK) {
+            v16 *scores = (v16 *)(lines->scores + line * wide + key);
+            risen(scores, tops[line], job->scale, length - key);
+            total += *scores;
         }
-        put(soft->dropped + line.at, ready, line);
-    } else {
-        for (int key = 0; key < line.wide; key++) {
-            float value = up(grad[key]);
-            values[key] = value;
-            total += key < line.length ? value * up(weights[key]) : 0.0f;
+        totals[line] = sum_of(&total);
+    }
+    for (int line = 0; line < many; line++) {
+        float share = 1.0f / totals[line];
+        unit->stats[2 * (first + line)] = tops[line];
+        unit->stats[2 * (first + line) + 1] = share;
+        if (job->drop.keys)
+            factors(&job->drop, unit->token + first + line, unit->head, length, lines->words, kept);
+        for (int key = 0; key < wide; key += BLOCK) {
+            v16 weights = *(v16 *)(lines->scores + line * wide + key) * share;
+            if (job->drop.keys) weights *= *(v16 *)(kept + key);
+            down_all(&weights, lines->weights + line * wide + key);
         }
     }
-    for (int key = 0; key < line.wide; key++) ready[key] = down(up(weights[key]) * (values[key] - total) * scale);
-    put(grad, ready, line);
 }
 
-INLINE void soft_lines(const soft_t *soft, int64_t begin, int64_t end, int back) {
-    int width = (int)soft->width;
-    for (int64_t unit = begin; unit < end; unit++) {
-        int64_t row = unit / soft->heads, first = soft->offset[row];
-        int length = (int)(soft->offset[row + 1] - first);
-        for (int query = 0; query < width; query++) {
-            line_t line = {(unit * width + query) * width, first + query, (uint32_t)(unit % soft->heads),
-                           length, (int)whole(length), width};
-            if (query >= length) { /* nobody reads what padding asks for, but it must be a number */
-                memset((back ? soft->scores : soft->weights) + line.at, 0, width * 2);
-                if (soft->dropped) memset(soft->dropped + line.at, 0, width * 2);
-            } else if (back) {
-                softmax_back_line(soft, line);
-            } else {
-                softmax_line(soft, line);
+/* Scores of `many` queries, and `given`, the gradient of their dropped weights, to these weights and the slopes: the
+ * gradient of the scores before scaling. The lines that remain of QUERIES become zero. */
+INLINE void weigh_back(const attend_t *job, const unit_t *unit, const line_t *lines, float *given, int first, int many) {
+    int wide = unit->wide, length = unit->length;
+    float *kept = lines->kept, totals[QUERIES];
+    for (int line = 0; line < many; line++) {
+        float top = unit->stats[2 * (first + line)], share = unit->stats[2 * (first + line) + 1];
+        v16 total = {0};
+        if (job->drop.keys)
+            factors(&job->drop, unit->token + first + line, unit->head, length, lines->words, kept);
+        for (int key = 0; key < wide; key += BLOCK) {
+            v16 *weights = (v16 *)(lines->scores + line * wide + key), *slopes = (v16 *)(given + line * wide + key);
+            risen(weights, top, job->scale, length - key);
+            *weights *= share;
+            v16 used = *weights;
+            if (job->drop.keys) {
+                used *= *(v16 *)(kept + key);
+                *slopes *= *(v16 *)(kept + key);
             }
+            down_all(&used, lines->weights + line * wide + key);
+            total += *weights * *slopes;
         }
+        totals[line] = sum_of(&total);
     }
+    for (int line = 0; line < many; line++)
+        for (int key = 0; key < wide; key += BLOCK) {
+            int place = line * wide + key;
+            v16 slopes = *(v16 *)(lines->scores + place) * (*(v16 *)(given + place) - totals[line]) * job->scale;
+            down_all(&slopes, lines->slopes + place);
+        }
+    memset(lines->weights + many * wide, 0, 2 * (QUERIES - many) * wide);
+    memset(lines->slopes + many * wide, 0, 2 * (QUERIES - many) * wide);
 }
 
-FAST static void softmax_rows(void *job, int64_t begin, int64_t end, int thread) { soft_lines(job, begin, end, 0); }
+#include "attend.h"
 
-FAST static void softmax_back_rows(void *job, int64_t begin, int64_t end, int thread) {
-    soft_lines(job, begin, end, 1);
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+#define BF16_PAIRS
+#include "attend.h"
+#pragma GCC pop_options
+
+int bertune_pairs = 1; /* 0: without the processor's products of bf16 pairs, for tests */
+
+/* Floats that a thread needs for rows of up to `longest` tokens. */
+int64_t bertune_room(int64_t longest, int64_t size) {
+    int64_t wide = whole(longest), columns = whole(size);
+    return wide * (size + 7 * columns / 2 + TOGETHER + 4 * QUERIES + 2) + QUERIES * columns + 32 * BLOCK;
 }
 
-static void soft(work_t work, bf16 *scores, bf16 *weights, bf16 *dropped, const int64_t *offset, int64_t rows,
-                 int64_t heads, int64_t width, float scale, const uint32_t *keys, uint32_t site, int level,
-                 float factor, int threads) {
-    soft_t job = {scores, weights, dropped, offset, heads, width, scale, {keys, site, level, factor}};
-    run(work, &job, rows * heads, width * width * 8, threads);
-}
-
-void bertune_softmax(bf16 *scores, bf16 *weights, bf16 *dropped, const int64_t *offset, int64_t rows, int64_t heads,
-                     int64_t width, float scale, const uint32_t *keys, uint32_t site, int level, float factor,
-                     int threads) {
-    soft(softmax_rows, scores, weights, dropped, offset, rows, heads, width, scale, keys, site, level, factor, threads);
-}
-
-void bertune_softmax_back(bf16 *scores, bf16 *weights, bf16 *dropped, const int64_t *offset, int64_t rows,
-                          int64_t heads, int64_t width, float scale, const uint32_t *keys, uint32_t site, int level,
-                          float factor, int threads) {
-    soft(softmax_back_rows, scores, weights, dropped, offset, rows, heads, width, scale, keys, site, level, factor,
-         threads);
+void bertune_attend(const bf16 *qkv, bf16 *context, bf16 *grad, float *stats, float *room, const int64_t *offset,
+                    int64_t each, int64_t rows, int64_t heads, int64_t size, float scale, const uint32_t *keys,
+                    uint32_t site, int level, float factor, int threads) {
+    attend_t job = {qkv, context, grad, stats, room, each, offset, rows, heads, size, threads,
+                    scale, {keys, site, level, factor}};
+    int fast = bertune_pairs && __builtin_cpu_supports("avx512bf16");
+    run(fast ? attend_shares_pairs : attend_shares_plain, &job, threads, offset[rows] * heads * size * 16 / threads, threads);
 }
 
 /* Attention of the first token of each row alone: no groups, no padding, no product worth its call ----------------- */

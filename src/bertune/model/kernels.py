@@ -20,14 +20,10 @@ import torch
 from torch import Tensor
 
 LONGEST = 8192  # the widest line that kernels.c takes
-_BLOCK = 16  # values that it reads at once
-_VERSION = 1  # of its signatures
+_VERSION = 2  # of its signatures
 
 _PROTOTYPES = {  # p: pointer, n: int64, i: int, u: uint32, f: float
-    "pack": "pppnnnnni",
-    "unpack": "pppnnnnni",
-    "softmax": "ppppnnnfpuifi",
-    "softmax_back": "ppppnnnfpuifi",
+    "attend": "ppppppnnnnfpuifi",
     "first": "pppppppnnnfpuifi",
     "norm": "ppppppnnfpuifi",
     "norm_back": "pppppppnnpuifi",
@@ -77,6 +73,7 @@ def library() -> ctypes.CDLL | None:
         for name, letters in _PROTOTYPES.items():
             function = getattr(loaded, f"bertune_{name}")
             function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
+        loaded.bertune_room.argtypes, loaded.bertune_room.restype = [ctypes.c_int64, ctypes.c_int64], ctypes.c_int64
         return loaded
     return None
 
@@ -94,57 +91,39 @@ def _library() -> ctypes.CDLL:
     return found
 
 
-def pack(flat: Tensor, offset: int, *, rows: int, parts: int, heads: int, width: int) -> Tensor:
-    """[tokens, parts * heads * size] -> [parts, rows * heads, width, size], padding 0; offset: address of int64s."""
-    size = flat.shape[1] // (parts * heads)
-    cells = torch.empty(parts, rows * heads, width, size, dtype=flat.dtype)
-    _library().bertune_pack(
-        flat.data_ptr(), cells.data_ptr(), offset, rows, parts, heads, width, size, torch.get_num_threads()
-    )
-    return cells
-
-
-def unpack(cells: Tensor, flat: Tensor, offset: int, *, rows: int) -> None:
-    """Undo `pack`: the real cells of `cells` [parts, rows * heads, width, size] into `flat`."""
-    parts, lines, width, size = cells.shape
-    _library().bertune_unpack(
-        flat.data_ptr(), cells.data_ptr(), offset, rows, parts, lines // rows, width, size, torch.get_num_threads()
-    )
-
-
-def multiply(left: Tensor, right: Tensor) -> Tensor:
-    """torch.bmm, with the room behind the result that `softmax` and `softmax_back` ask for."""
-    shape = (left.shape[0], left.shape[1], right.shape[2])
-    count = math.prod(shape)
-    return torch.bmm(left, right, out=torch.empty(count + _BLOCK, dtype=left.dtype)[:count].view(shape))
-
-
-def softmax(scores: Tensor, offset: int, *, rows: int, scale: float, drop: Drop | None) -> tuple[Tensor, Tensor]:
-    """Weights and dropped weights of scaled `scores` [rows * heads, width, width]; the former overwrite them.
-
-    `scores` here and `grad` in `softmax_back` come from `multiply`.
-    """
-    dropped = scores if drop is None else torch.empty_like(scores)
-    _soft("softmax", scores, scores, None if drop is None else dropped, offset, rows, scale, drop)
-    return scores, dropped
-
-
-def softmax_back(
-    grad: Tensor, weights: Tensor, offset: int, *, rows: int, scale: float, drop: Drop | None
+def attend(
+    qkv: Tensor, offset: Tensor, *, longest: int, heads: int, drop: Drop | None
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of the scores, which overwrites `grad` (that of the dropped weights), and the dropped weights."""
-    dropped = weights if drop is None else torch.empty_like(weights)
-    _soft("softmax_back", grad, weights, None if drop is None else dropped, offset, rows, scale, drop)
-    return grad, dropped
+    """Attention within each row: context [tokens, hidden], and what `attend_back` needs, float32 [heads, tokens, 2].
+
+    qkv: [tokens, 3 * hidden], query, key and value; offset: int64 [rows + 1]; longest: tokens of the longest row.
+    """
+    context = torch.empty(len(qkv), qkv.shape[1] // 3, dtype=qkv.dtype)
+    stats = torch.empty(heads, len(qkv), 2)
+    _attend(qkv, context, None, stats, offset, longest, heads, drop)
+    return context, stats
 
 
-def _soft(
-    name: str, scores: Tensor, weights: Tensor, dropped: Tensor | None, offset: int, rows: int, scale: float,
+def attend_back(
+    grad: Tensor, qkv: Tensor, stats: Tensor, offset: Tensor, *, longest: int, heads: int, drop: Drop | None
+) -> Tensor:
+    """Gradient of `qkv`, from that of the context."""
+    grad_qkv = torch.empty_like(qkv)
+    _attend(qkv, grad, grad_qkv, stats, offset, longest, heads, drop)
+    return grad_qkv
+
+
+def _attend(
+    qkv: Tensor, context: Tensor, grad: Tensor | None, stats: Tensor, offset: Tensor, longest: int, heads: int,
     drop: Drop | None,
 ) -> None:
-    getattr(_library(), f"bertune_{name}")(
-        scores.data_ptr(), weights.data_ptr(), None if dropped is None else dropped.data_ptr(), offset, rows,
-        scores.shape[0] // rows, scores.shape[1], scale, *_none(drop), torch.get_num_threads(),
+    size, threads = qkv.shape[1] // (3 * heads), torch.get_num_threads()
+    each = _library().bertune_room(longest, size)
+    room = torch.empty(threads * each)
+    _library().bertune_attend(
+        qkv.data_ptr(), context.data_ptr(), None if grad is None else grad.data_ptr(), stats.data_ptr(),
+        room.data_ptr(), offset.data_ptr(), each, len(offset) - 1, heads, size, 1 / math.sqrt(size), *_none(drop),
+        threads,
     )
 
 

@@ -20,9 +20,9 @@ from bertune.evaluate.metrics import evaluate, probabilities
 from bertune.files import atomic_path, sha256_of, write_atomic, write_json
 from bertune.hub import Source, weight_files
 from bertune.model.attention import count_pairs
-from bertune.model.encoder import EncoderConfig, padding_share
+from bertune.model.encoder import padding_share
 from bertune.model.load import opens_in_transformers, read_source, save_model
-from bertune.model.machine import Machine, peak_memory
+from bertune.model.machine import peak_memory
 from bertune.presets import PRESETS
 from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
@@ -43,7 +43,6 @@ def finish(
     metric: str,
 ) -> dict[str, Any]:
     """Write the bundle, measure valid and test with it, and write everything in run/; returns the metrics."""
-    encoder = fit.model.encoder.config
     bundle = write_model(fit, out, base=base, folder=folder, tokenizer=tokenizer, max_length=max_length)
     metrics: dict[str, Any] = {"metric": metric, "train": train_metrics(fit)}
     predictor = Predictor.load(out, threads=fit.machine.threads, device=fit.machine.device)
@@ -51,7 +50,7 @@ def finish(
         if name in fit.prepared.splits:
             split = fit.prepared.splits[name]
             metrics[name] = judge(predictor, split, out / "run" / f"predictions-{name}.parquet", fit.listener)
-            metrics[name]["padding_share"] = evaluation_padding(split.tokens, fit.machine, encoder)
+            metrics[name]["padding_share"] = evaluation_padding(split.tokens, fit)
     write_atomic(out / "README.md", model_card(card_info(fit, bundle, base, metrics, out)))
     plot_curves(progress.history, out / "run" / "curves.png", metric=metric)
     shutil.rmtree(out / "run" / GOOD, ignore_errors=True)  # of an earlier attempt that diverged
@@ -109,13 +108,13 @@ def judge(predictor: Predictor, split: Split, predictions: Path, listener: Liste
     }
 
 
-def evaluation_padding(tokens: Encoded, machine: Machine, encoder: EncoderConfig) -> float:
+def evaluation_padding(tokens: Encoded, fit: Fit) -> float:
     """`padding_share` of an evaluation of all rows."""
-    lengths, padded = tokens.lengths, machine.device != "cuda"
-    runs = split_by_budget(np.arange(len(tokens)), lengths, machine.token_budget)
-    counts = [count_pairs(lengths[run], padded=padded) for run in runs]
+    lengths = tokens.lengths
+    runs = split_by_budget(np.arange(len(tokens)), lengths, fit.machine.token_budget)
+    counts = [count_pairs(lengths[run], padded=fit.model.pads) for run in runs]
     pairs, wasted = sum(count[0] for count in counts), sum(count[1] for count in counts)
-    return padding_share(encoder, tokens=int(lengths.sum()), pairs=pairs, wasted=wasted)
+    return padding_share(fit.model.encoder.config, tokens=int(lengths.sum()), pairs=pairs, wasted=wasted)
 
 
 def write_predictions(predictor: Predictor, split: Split, logits: np.ndarray, path: Path) -> None:

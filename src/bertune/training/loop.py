@@ -112,8 +112,7 @@ def training_steps(
         optimizer.clip(course.clip, norm)
         optimizer.apply(number)
         tokens = sum(batch.tokens for batch in batches)
-        padded = model.device.type != "cuda"  # attention alone pads, and only where it works in groups
-        counts = [count_pairs(batch.lengths, padded=padded) for batch in batches]
+        counts = [count_pairs(batch.lengths, padded=model.pads) for batch in batches]
         pairs, wasted = sum(count[0] for count in counts), sum(count[1] for count in counts)
         rate = float(optimizer.rates[number - 1])
         yield Step(number, loss, rate, norm, len(rows), tokens, pairs, wasted, time.perf_counter() - begin)

@@ -16,7 +16,8 @@ typedef struct {
     float *room;           /* [threads, each]: what a unit lays out for itself */
     int64_t each;
     const int64_t *offset; /* [rows + 1], tokens before each row */
-    int64_t rows, heads, size, shares;
+    int64_t rows, heads, size;
+    int64_t shares; /* that the work is cut into, see share_of */
     float scale;
     drop_t drop; /* keys by token */
 } attend_t;

@@ -6,13 +6,16 @@
 Each cell (data set, side, seed) is a JSON file under --out and is made once, in a process of its own; stop at any time
 and run again. Sides: `ours` (the defaults), `recipe` (recipes/<set>-mini.yaml, where there is one), `trainer`
 (transformers in bf16 with ours' epochs, batch, learning rate and choice of the best epoch), `tfidf`, and any --variant
-NAME=FILE.yaml. Differences are paired: the same rows, and seed by seed; their intervals resample rows and seeds.
+NAME=FILE.yaml. --epochs trains `ours`, `recipe`, `trainer` and variants for that many; their cells are named so
+(`ours-1ep`). Differences are paired: the same rows, and seed by seed; their intervals resample rows and seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,6 +38,10 @@ SHOWN = {
     "papers": ("micro_f1", "macro_f1", "subset_accuracy", "roc_auc_macro", "hamming_loss"),
 }
 COMPARED = {"snli": ("accuracy", "macro_f1"), "papers": ("micro_f1", "macro_f1", "subset_accuracy")}
+# The faster of transformers' two attentions on a processor; both compute the same, with dropout on the weights.
+ATTENTION = {"snli": "sdpa", "papers": "eager"}
+# Freed memory stays with the process, as bertune has it; without, clearing pages takes a fifth of a Trainer's step.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
 DRAWS = 2000
 
 
@@ -54,21 +61,34 @@ def main() -> None:
 
 
 def _run_cell(name: str, side: str, seed: int, options: argparse.Namespace) -> None:
-    path = options.out / f"{name}-{side}-{seed}.json"
+    path = options.out / f"{_cell_name(name, side, seed, options)}.json"
     if path.exists():
         return
-    print(f"{name}, {side}, seed {seed}", file=sys.stderr, flush=True)
+    print(path.stem, file=sys.stderr, flush=True)
     command = [sys.executable, __file__, "--data", options.data, "--out", options.out, "--cell", name, side, seed]
     if side in options.variants:
         command += ["--variant", f"{side}={options.variants[side]}"]
     if options.model:
         command += ["--model", options.model]
+    if options.epochs:
+        command += ["--epochs", options.epochs]
+    environment = {**os.environ, **KEEP_MEMORY} if side == "trainer" else None
     log = path.with_suffix(".log")
     with log.open("w", encoding="utf-8") as stream:
-        done = subprocess.run([str(part) for part in command], stdout=stream, stderr=stream, check=False)
+        arguments = [str(part) for part in command]
+        done = subprocess.run(arguments, stdout=stream, stderr=stream, check=False, env=environment)
     if done.returncode:
         last = log.read_text(encoding="utf-8", errors="replace")[-3000:]
-        sys.exit(f"{name}, {side}, seed {seed}: ended with {done.returncode}; see {log}\n{last}")
+        sys.exit(f"{path.stem}: ended with {done.returncode}; see {log}\n{last}")
+
+
+def _cell_name(name: str, side: str, seed: int, options: argparse.Namespace) -> str:
+    return f"{name}-{_shown(side, options)}-{seed}"
+
+
+def _shown(side: str, options: argparse.Namespace) -> str:
+    """The side's name in tables and files: with the number of epochs where --epochs sets it."""
+    return f"{side}-{options.epochs}ep" if options.epochs and side != "tfidf" else side
 
 
 def cell(name: str, side: str, seed: int, options: argparse.Namespace) -> None:
@@ -81,10 +101,10 @@ def cell(name: str, side: str, seed: int, options: argparse.Namespace) -> None:
     kind = "single" if next(iter(parts.values()))[1].ndim == 1 else "multi"
     metrics = {part: evaluate(kind, labels, logits, targets) for part, (logits, targets) in parts.items()}
     record = {
-        "set": name, "side": side, "seed": seed, "kind": kind, "labels": labels, "seconds": time.perf_counter() - begin,
-        "settings": settings, "metrics": metrics, "machine": machine(),
+        "set": name, "side": _shown(side, options), "seed": seed, "kind": kind, "labels": labels,
+        "seconds": time.perf_counter() - begin, "settings": settings, "metrics": metrics, "machine": machine(),
     }
-    stem = options.out / f"{name}-{side}-{seed}"
+    stem = options.out / _cell_name(name, side, seed, options)
     arrays = {f"{part}_logits": logits for part, (logits, _) in parts.items()}
     np.savez(stem.with_suffix(".npz"), **arrays, **{f"{part}_targets": targets for part, (_, targets) in parts.items()})
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -99,7 +119,7 @@ def _ours(name: str, side: str, seed: int, options: argparse.Namespace) -> Made:
     import bertune
 
     config = _config(name, side, options)
-    out = options.out / "runs" / f"{name}-{side}-{seed}"
+    out = options.out / "runs" / _cell_name(name, side, seed, options)
     result = bertune.train(config.data.files, out=out, config=config, seed=seed, resume=True)
     labels = sorted(result.task.labels)
     parts = {}
@@ -139,7 +159,7 @@ def _trainer(name: str, side: str, seed: int, options: argparse.Namespace) -> Ma
         return {metric: evaluate(kind, labels, np.asarray(seen.predictions, np.float32), targets)[metric]}
 
     # What it needs to go on after each epoch stays in the folder until the cell is written.
-    work = options.out / "runs" / f"{name}-{side}-{seed}"
+    work = options.out / "runs" / _cell_name(name, side, seed, options)
     arguments = TrainingArguments(
         output_dir=str(work), num_train_epochs=plan.epochs, per_device_train_batch_size=plan.batch_size,
         learning_rate=plan.lr, warmup_steps=config.train.warmup, weight_decay=config.train.weight_decay,
@@ -148,7 +168,8 @@ def _trainer(name: str, side: str, seed: int, options: argparse.Namespace) -> Ma
         load_best_model_at_end=True, metric_for_best_model=metric, per_device_eval_batch_size=64, disable_tqdm=True,
     )
     trainer = Trainer(
-        model_init=lambda: transformers_model(str(folder), parts["train"], seed=seed), args=arguments,
+        model_init=lambda: transformers_model(str(folder), parts["train"], seed=seed, attention=ATTENTION[name]),
+        args=arguments,
         train_dataset=features(parts["train"]), eval_dataset=features(parts["valid"]), compute_metrics=measure,
         data_collator=DataCollatorWithPadding(AutoTokenizer.from_pretrained(folder)),
     )
@@ -195,6 +216,8 @@ def _config(name: str, side: str, options: argparse.Namespace) -> Config:
     given: dict[str, Any] = {"data": data}
     if options.model:
         given["model"] = {"name": str(options.model)}
+    if options.epochs:
+        given["train"] = {"epochs": options.epochs}
     return base.updated(given)
 
 
@@ -256,17 +279,19 @@ def _mean_sd(values: list[float]) -> str:
 def _differences(out: Path, name: str, part: str, sides: dict[str, list[dict[str, Any]]]) -> list[str]:
     rows = []
     for side in sides:
-        for other in ("trainer", "tfidf"):
-            if side in ("trainer", "tfidf") or other not in sides:
+        epochs = re.search(r"(-\d+ep)?$", side)
+        trainer = f"trainer{epochs[0] if epochs else ''}"
+        for other in (trainer, "tfidf"):
+            if side.startswith(("trainer", "tfidf")) or other not in sides:
                 continue
             seeds = sorted({cell["seed"] for cell in sides[side]})
-            if other == "trainer":
+            if other == trainer:
                 seeds = [seed for seed in seeds if seed in {cell["seed"] for cell in sides[other]}]
             if not seeds:
                 continue
             kind = sides[side][0]["kind"]
             ours = [_predicted(out, name, side, seed, part, kind) for seed in seeds]
-            known = [seed if other == "trainer" else sides[other][0]["seed"] for seed in seeds]
+            known = [seed if other == trainer else sides[other][0]["seed"] for seed in seeds]
             theirs = [_predicted(out, name, other, seed, part, kind) for seed in known]
             for metric in COMPARED[name]:
                 difference, low, high = interval(metric, ours, theirs)
@@ -341,6 +366,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sides", type=lambda text: text.split(","), default=["ours", "recipe", "trainer", "tfidf"])
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--variant", action="append", default=[], metavar="NAME=FILE", help="one more configuration")
+    parser.add_argument("--epochs", type=int, help="train that many, in place of each side's own number")
     parser.add_argument("--model", type=Path, help="another encoder than the default")
     parser.add_argument("--table", action="store_true", help="train nothing, only print")
     parser.add_argument("--cell", nargs=3, metavar=("SET", "SIDE", "SEED"), help=argparse.SUPPRESS)

@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 if TYPE_CHECKING:
     from bertune.config import Config
+    from bertune.evaluate.resample import Scores
     from bertune.training.prepare import Prepared
 
 SHOWN = {
@@ -182,21 +183,13 @@ def _trainer(name: str, side: str, seed: int, options: argparse.Namespace) -> Ma
 
 def _tfidf(name: str, side: str, seed: int, options: argparse.Namespace) -> Made:
     from bertune.data.tasks import rows_of
-    from bertune.evaluate.baseline import tfidf_logits
+    from bertune.evaluate.baseline import TfidfLinear, plain_texts
 
     _, prepared = _prepared(name, options)
-    task = prepared.task
-    texts: dict[str, Any] = {}
-    for part, split in prepared.splits.items():
-        rows = rows_of(task, split.table, allow_empty=True)
-        first = [" ".join(cells) for cells in zip(*rows.first, strict=True)]
-        second = [" ".join(cells) for cells in zip(*(rows.second or ()), strict=True)]
-        texts[part] = list(zip(first, second, strict=True)) if task.is_pair else first
-    parts = {}
-    for part in ("valid", "test"):
-        train = prepared.splits["train"]
-        logits = tfidf_logits(texts["train"], train.targets, texts[part], task.kind, len(task.labels))
-        parts[part] = (logits, prepared.splits[part].targets)
+    task, splits = prepared.task, prepared.splits
+    texts = {part: plain_texts(rows_of(task, split.table, allow_empty=True)) for part, split in splits.items()}
+    model = TfidfLinear(texts["train"], prepared.train.targets, kind=task.kind, num_labels=task.num_labels)
+    parts = {part: (model.logits(texts[part]), splits[part].targets) for part in ("valid", "test")}
     return _sorted(list(task.labels), parts, {})
 
 
@@ -213,7 +206,7 @@ def _config(name: str, side: str, options: argparse.Namespace) -> Config:
     if base.data.layout == "auto" and not base.data.text:
         snli = {"text": ["sentence1"], "text_pair": ["sentence2"], "label": ["gold_label"]}
         data |= snli if name == "snli" else {"text": ["TITLE", "ABSTRACT"]}
-    given: dict[str, Any] = {"data": data}
+    given: dict[str, Any] = {"data": data, "report": {"baselines": False}}
     if options.model:
         given["model"] = {"name": str(options.model)}
     if options.epochs:
@@ -290,68 +283,42 @@ def _differences(out: Path, name: str, part: str, sides: dict[str, list[dict[str
             if not seeds:
                 continue
             kind = sides[side][0]["kind"]
-            ours = [_predicted(out, name, side, seed, part, kind) for seed in seeds]
+            ours = [_scores(out, name, side, seed, part, kind) for seed in seeds]
             known = [seed if other == trainer else sides[other][0]["seed"] for seed in seeds]
-            theirs = [_predicted(out, name, other, seed, part, kind) for seed in known]
+            theirs = [_scores(out, name, other, seed, part, kind) for seed in known]
             for metric in COMPARED[name]:
                 difference, low, high = interval(metric, ours, theirs)
                 rows.append(f"| {side} - {other} | {metric} | {difference:+.4f} | {low:+.4f} to {high:+.4f} |")
     return ["| paired difference | metric | mean | 95 % interval |", "|---|---|---|---|", *rows] if rows else []
 
 
-Predicted = tuple[np.ndarray, np.ndarray]  # bool [rows, labels]: what was said, what is true
-
-
-def _predicted(out: Path, name: str, side: str, seed: int, part: str, kind: str) -> Predicted:
-    from bertune.evaluate.metrics import decide
+def _scores(out: Path, name: str, side: str, seed: int, part: str, kind: str) -> Scores:
+    from bertune.evaluate.resample import Scores
 
     with np.load(out / f"{name}-{side}-{seed}.npz") as stored:
-        logits, targets = stored[f"{part}_logits"], stored[f"{part}_targets"]
-    said = decide(kind, logits)
-    if kind == "multi":
-        return said > 0.5, targets > 0.5
-    names = np.arange(logits.shape[1])
-    return said[:, None] == names, targets[:, None] == names
+        return Scores(kind, stored[f"{part}_logits"], stored[f"{part}_targets"])
 
 
-def interval(metric: str, ours: list[Predicted], theirs: list[Predicted]) -> tuple[float, float, float]:
+def interval(metric: str, ours: list[Scores], theirs: list[Scores]) -> tuple[float, float, float]:
     """Mean over seeds of ours - theirs, and the 95 % percentile interval under resampling of rows and of seeds."""
-    if any((a[1] != b[1]).any() for a, b in zip([*ours, *theirs], [*theirs, *ours], strict=True)):
+    from bertune.evaluate.resample import resamples
+
+    if any((a.truth != b.truth).any() for a, b in zip([*ours, *theirs], [*theirs, *ours], strict=True)):
         sys.exit("two sides were measured on different rows")
     random = np.random.default_rng(0)
-    rows, seeds = len(ours[0][0]), len(ours)
-    sides = [[_counts(metric, *one) for one in side] for side in (ours, theirs)]
+    rows, seeds = ours[0].rows, len(ours)
 
     def differences(weights: np.ndarray) -> np.ndarray:  # [draws, rows] -> [draws, seeds]
-        scores = [np.stack([_score(metric, weights @ counts) for counts in side], axis=1) for side in sides]
-        return np.asarray(scores[0] - scores[1])
+        one, other = ([side(weights, [metric])[metric] for side in sides] for sides in (ours, theirs))
+        return np.stack(one, axis=1) - np.stack(other, axis=1)
 
     drawn = []
-    for _ in range(0, DRAWS, 200):
-        weights = np.stack([np.bincount(random.integers(0, rows, rows), minlength=rows) for _ in range(200)])
-        found = differences(weights.astype(np.float64))
+    for weights in resamples(rows, draws=DRAWS):
+        found = differences(weights)
         chosen = random.integers(0, seeds, found.shape)
         drawn.append(np.take_along_axis(found, chosen, axis=1).mean(axis=1))
     low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5])
     return float(differences(np.ones((1, rows))).mean()), float(low), float(high)
-
-
-def _counts(metric: str, said: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """[rows, k]: what the metric sums over rows."""
-    if metric in ("accuracy", "subset_accuracy"):
-        return np.column_stack([(said == true).all(axis=1), np.ones(len(said))]).astype(np.float64)
-    parts = [said & true, said, true]
-    if metric == "micro_f1":
-        return np.column_stack([part.sum(axis=1) for part in parts]).astype(np.float64)
-    return np.hstack(parts).astype(np.float64)
-
-
-def _score(metric: str, sums: np.ndarray) -> np.ndarray:
-    """[draws, k] -> [draws]."""
-    if metric in ("accuracy", "subset_accuracy"):
-        return np.asarray(sums[:, 0] / sums[:, 1])
-    hits, said, true = np.split(sums, 3, axis=1)
-    return np.asarray((2 * hits / np.maximum(said + true, 1e-9)).mean(axis=1))
 
 
 def _recipe(name: str) -> Path:

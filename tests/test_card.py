@@ -29,7 +29,7 @@ def info(**changes: Any) -> CardInfo:
         name="papers", version="0.1.0", task=task, files=["/home/me/data/papers.csv", "C:\\Users\\me\\more.csv"],
         split_rows={"train": 14377, "valid": 40, "test": 40},
         split_rule="80/10/10 at random, stratified over the labels, seed 0.",
-        results={"valid": metrics, "test": metrics},
+        results={"valid": metrics, "test": metrics}, verdict=["micro_f1 on the test split: 0.9.", "Against |: noise."],
         settings={"model": "/home/me/models/mini", "epochs": 3, "lr": 2e-4, "max_steps": None, "texts": ["a", "b"]},
         max_length=256, truncation="longest-first", chosen_by_valid=True, opens_in_transformers=True,
         base_title="all-MiniLM-L6-v2", base_repo="sentence-transformers/all-MiniLM-L6-v2", base_licence="Apache-2.0",

@@ -108,9 +108,12 @@ def test_training_says_what_it_found_and_chose(single: dict[str, Any]) -> None:
 
 def test_training_ends_with_a_table_on_stdout(multi: dict[str, Any]) -> None:
     lines = multi["done"].out.splitlines()
-    assert lines[0].split() == ["train", "valid", "test"]
-    assert lines[2].split() == ["rows", "48", "6", "6"]
+    assert re.split("  +", lines[0].strip()) == ["train", "valid", "test", "test, 95 %", "TF-IDF", "majority"]
+    assert lines[2].split() == ["rows", "48", "6", "6", "-", "6", "6"]
     assert any(line.startswith("micro_f1 ") for line in lines)
+    assert [line.partition(" (")[0].partition(":")[0] for line in lines[-3:]] == [
+        "micro_f1 on the test split", "Against TF-IDF", "Against majority"
+    ]  # fmt: skip
     assert f"bertune predict {multi['out']} new.csv" in multi["done"].err
 
 
@@ -122,7 +125,7 @@ def test_the_next_command_can_be_typed_as_it_is_told(name: str) -> None:
 
 def test_quiet_leaves_the_result_alone(pairs: dict[str, Any]) -> None:
     assert pairs["done"].err == ""
-    assert pairs["done"].out.splitlines()[2].split() == ["rows", "39", "39", "39"]
+    assert pairs["done"].out.splitlines()[2].split() == ["rows", "39", "39", "39", "-", "39", "39", "39"]
 
 
 def test_resume_needs_no_data_and_a_complete_run_is_fine(single: dict[str, Any]) -> None:

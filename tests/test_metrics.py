@@ -12,19 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertune.errors import ConfigError, DataError, TrainingError
-from bertune.evaluate.baseline import paired_bootstrap, tfidf_baseline, tfidf_logits
 from bertune.evaluate.metrics import (
     METRICS,
     check_metric,
     decide,
     evaluate,
-    format_table,
     is_better,
-    label_table,
     log_softmax,
     metric_value,
     probabilities,
-    result_table,
     sigmoid,
     softmax,
 )  # fmt: skip
@@ -187,59 +183,3 @@ def test_better_follows_the_metric_and_ties_keep_the_earlier() -> None:
     assert metric_value("mcc", {"mcc": 1, "rows": 3}) == 1.0
     with pytest.raises(ConfigError, match="--metric roc_auc_macro: undefined on these 3 rows"):
         metric_value("roc_auc_macro", {"roc_auc_macro": None, "rows": 3})
-
-
-def test_tables_align_also_chinese_labels_and_break_no_terminal() -> None:
-    logits, truth = single_case(1, 1200, 2)
-    found = evaluate("single", ["好", "\x1b[31mred\n"], logits, truth)
-    lines = format_table(label_table(found)).split("\n")
-    assert len(lines) == 4 and "\x1b" not in "".join(lines)
-    assert lines[2].startswith("好  ") and lines[0].startswith("label") and lines[1].startswith("---")
-    rows = result_table({"valid": found, "test": found}, "single")
-    assert rows[0] == ["", "valid", "test"] and rows[1] == ["rows", "1,200", "1,200"]
-    assert rows[2] == ["accuracy", *[f"{found['accuracy']:.4f}"] * 2]
-    assert result_table({"train": {"rows": 5}}, "single")[1:3] == [["rows", "5"], ["accuracy", "-"]]
-
-
-def test_the_baseline_learns_words_pairs_by_side_and_several_labels() -> None:
-    texts = ["red apple", "green pear", "red cherry", "green lime"] * 5
-    labels = np.array([0, 1, 0, 1] * 5)
-    new = ["red grape", "green kiwi"]
-    assert tfidf_baseline(texts, labels, new, np.array([0, 1]), "single", ["r", "g"])["accuracy"] == 1
-    pairs = [("up", "down"), ("down", "up")] * 10
-    logits = tfidf_logits(pairs, np.array([0, 1] * 10), [("up", "x"), ("x", "up")], "single", 2)
-    assert decide("single", logits).tolist() == [0, 1]
-    chinese = tfidf_logits(["很好吃", "不好吃"] * 5, np.array([0, 1] * 5), ["不吃", "很快"], "single", 2)
-    assert decide("single", chinese).tolist() == [1, 0]
-    many = np.array([[1, 1, 0], [0, 1, 0]] * 10, np.float32)
-    said = decide("multi", tfidf_logits(texts[:2] * 10, many, ["red", "green"], "multi", 3))
-    assert said.tolist() == [[True, True, False], [False, True, False]]
-
-
-@pytest.mark.parametrize(("metric", "kind"), [
-    ("accuracy", "single"), ("macro_f1", "single"),
-    ("micro_f1", "multi"), ("macro_f1", "multi"), ("subset_accuracy", "multi"),
-])  # fmt: skip
-def test_the_paired_difference_is_exact_and_its_interval_like_a_plain_bootstrap(metric: str, kind: str) -> None:
-    logits, truth = single_case(4, 150, 3) if kind == "single" else multi_case(4, 150, 3)
-    random = np.random.default_rng(1)
-    better = logits + (2 * np.eye(3)[truth] if kind == "single" else 2 * truth - 1) * random.random((150, 1))
-
-    def score(predictions: np.ndarray, rows: np.ndarray) -> float:
-        if metric.endswith("f1"):
-            return float(sk.f1_score(truth[rows], predictions[rows], average=metric.removesuffix("_f1")))
-        return float(sk.accuracy_score(truth[rows], predictions[rows]))
-
-    a, b = decide(kind, better), decide(kind, logits)
-    difference, low, high = paired_bootstrap(metric, kind, a, b, truth, seed=0, n=1500)
-    assert difference == pytest.approx(score(a, np.arange(150)) - score(b, np.arange(150)))
-    draws = [score(a, rows) - score(b, rows) for rows in random.integers(0, 150, (200, 150))]
-    assert 0 < low < difference < high
-    assert (low, high) == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=0.03)
-    assert paired_bootstrap(metric, kind, a, b, truth, seed=0, n=1500) == (difference, low, high)
-    assert paired_bootstrap(metric, kind, a, a, truth) == (0, 0, 0)
-
-
-def test_an_interval_for_an_unknown_metric_names_the_choices() -> None:
-    with pytest.raises(ConfigError, match=r"'mcc' of a task of kind 'single'\. Choices: accuracy"):
-        paired_bootstrap("mcc", "single", np.zeros(2, int), np.zeros(2, int), np.zeros(2, int))

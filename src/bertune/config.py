@@ -348,6 +348,14 @@ class TrainConfig(_Section):
     checkpoint_steps: int | None = Field(None, ge=1, description="Steps between checkpoints, instead of minutes.")
 
 
+class ReportConfig(_Section):
+    """What is measured beside the result."""
+
+    baselines: bool = Field(
+        True, description="Also measure TF-IDF with a linear model, and always the same answer, on the same rows."
+    )
+
+
 class CacheConfig(_Section):
     """Where encoded texts, downloads and converted models are kept. No result depends on it."""
 
@@ -371,6 +379,7 @@ class Config(_Section):
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    report: ReportConfig = Field(default_factory=ReportConfig)
     cache: CacheConfig = Field(default_factory=CacheConfig)
 
     @classmethod

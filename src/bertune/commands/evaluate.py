@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bertune.ship.predict import Predictor
 
 LABELS = ("data.label", "data.label_names", "data.label_sep")
-KEYS = (*READING, "data.text", "data.text_pair", *LABELS, *MACHINE)
+KEYS = (*READING, "data.text", "data.text_pair", *LABELS, "data.group", *MACHINE)
 CHUNK = 4096  # rows between two signs of life
 
 
@@ -55,9 +55,9 @@ class Evaluate(Configured):
             print_json(metrics)
             return
 
-        from bertune.evaluate.metrics import label_table, result_table
+        from bertune.evaluate.tables import interval_column, label_table, result_table
 
-        print_table(result_table({"value": metrics}, kind))
+        print_table(result_table({"value": metrics, **interval_column(metrics["intervals"], "95 %")}, kind))
         print()
         print_table(label_table(metrics))
 
@@ -67,8 +67,10 @@ def measure(folder: str, files: list[str], config: Config, display: Display) -> 
     fixed = trained_task(folder)  # a folder that is no result is said to be so before torch is imported
 
     from bertune.data.read import read_table
+    from bertune.data.splits import groups_of
     from bertune.data.tasks import encode_labels, infer_task, rows_of
     from bertune.evaluate.metrics import evaluate
+    from bertune.evaluate.resample import intervals
     from bertune.model.machine import peak_memory
     from bertune.ship.predict import readable_task
 
@@ -77,6 +79,7 @@ def measure(folder: str, files: list[str], config: Config, display: Display) -> 
         display.say(note)
     task, sentence = infer_task(table, config.data, fixed=fixed)
     display.say(sentence)
+    groups = groups_of(table, config.data.group) if config.data.group else None
     targets = encode_labels(task, table, advice="Fix the row, or leave such rows out with --drop-label.")
     predictor = open_predictor(folder, config)
     rows = rows_of(readable_task(task, table.columns, predictor.tokenizer), table, allow_empty=False)
@@ -84,6 +87,7 @@ def measure(folder: str, files: list[str], config: Config, display: Display) -> 
     logits, tokens = logits_of(predictor, rows, display)
     seconds = time.perf_counter() - begin
     metrics = evaluate(task.kind, task.labels, logits, targets)
+    metrics["intervals"] = intervals(task.kind, logits, targets, groups=groups)
     speed = {"examples_per_second": len(rows) / seconds, "tokens_per_second": tokens / seconds}
     return {**metrics, "seconds": seconds, **speed, "peak_memory_bytes": peak_memory()}, task.kind
 

@@ -20,7 +20,7 @@ def print_json(value: Any) -> None:
 
 def print_table(table: Sequence[Sequence[str]]) -> None:
     """A header and rows, the first column aligned left and the rest right."""
-    from bertune.evaluate.metrics import format_table
+    from bertune.evaluate.tables import format_table
 
     sys.stdout.write(format_table(table) + "\n")
 

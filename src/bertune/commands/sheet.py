@@ -105,7 +105,7 @@ class Sheet:
                 self.stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
 
     def _write_lines(self, rows: list[tuple[Any, Any, list[float]]]) -> None:
-        from bertune.evaluate.metrics import text_width
+        from bertune.evaluate.tables import text_width
 
         answers = [printable(self._answer(prediction, share)) for _, prediction, share in rows]
         wide = min(48, max(map(text_width, answers)))

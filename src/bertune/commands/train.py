@@ -87,14 +87,15 @@ def default_out(recipe: str | None, files: list[str] | None) -> str | None:
 
 
 def print_results(metrics: dict[str, Any], kind: str) -> None:
-    """The table of what was measured; a split without the metric that chose the epoch was not."""
-    from bertune.evaluate.metrics import result_table
+    """The table of what was measured, and what it comes to."""
+    from bertune.evaluate.tables import result_columns, result_table, verdict
 
-    measured = {
-        name: metrics[name] for name in ("train", "valid", "test") if metrics["metric"] in metrics.get(name, {})
-    }
-    if measured:
-        print_table(result_table(measured, kind))
+    columns = result_columns(metrics)
+    if columns:
+        print_table(result_table(columns, kind))
+    said = verdict(metrics)
+    if said:
+        print("", *said, sep="\n")
 
 
 def shell_word(path: Path) -> str:

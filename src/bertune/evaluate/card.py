@@ -12,7 +12,7 @@ from typing import Any
 
 from bertune.data.tasks import Task
 from bertune.errors import printable
-from bertune.evaluate.metrics import label_table, result_table
+from bertune.evaluate.tables import label_table, result_table
 
 # Licence identifiers that the hub knows, among those that encoders are published under.
 _LICENCES = {
@@ -31,8 +31,9 @@ _CUTS = {
 class CardInfo:
     """What the card says. Texts may hold anything: they are escaped; paths are cut down to file names.
 
-    results: metrics (as `evaluate` returns them) by the name of the split; other columns, such as a baseline's, may
-    stand beside them. split_rows: rows by split, in the order train, valid, test. settings: options worth telling.
+    results: metrics (as `evaluate` returns them) by the name of the split, and beside them what `result_columns` gives.
+    verdict: what they come to. split_rows: rows by split, in the order train, valid, test. settings: options worth
+    telling.
     """
 
     name: str  # of the model, for the title
@@ -42,6 +43,7 @@ class CardInfo:
     split_rows: Mapping[str, int]
     split_rule: str  # fractions or files, stratified or grouped, the seed
     results: Mapping[str, Mapping[str, Any]]
+    verdict: Sequence[str]
     settings: Mapping[str, Any]
     max_length: int
     truncation: str
@@ -128,7 +130,8 @@ def _purpose(info: CardInfo) -> str:
 def _results(info: CardInfo) -> str:
     if not info.results:
         return "No split was evaluated."
-    parts = [markdown_table(result_table(info.results, info.task.kind))]
+    parts = [" ".join(map(escaped, info.verdict))] if info.verdict else []
+    parts.append(markdown_table(result_table(info.results, info.task.kind)))
     split = next((name for name in ("test", "valid") if name in info.results), None)
     if split is not None and info.results[split].get("per_label"):
         parts += [f"By label, on the {split} split:", markdown_table(label_table(info.results[split]))]

@@ -13,14 +13,13 @@ Values equal scikit-learn's. Conventions where a label or a quantity is missing:
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bertune.errors import ConfigError, DataError, TrainingError, nearest, printable
+from bertune.errors import ConfigError, DataError, TrainingError, nearest
 
 Array = NDArray[Any]
 
@@ -237,47 +236,3 @@ def _label_rows(labels: Sequence[str], hits: Array, calls: Array, support: Array
         }
         for index, label in enumerate(labels)
     ]
-
-
-def result_table(results: Mapping[str, Mapping[str, Any]], kind: str) -> list[list[str]]:
-    """Rows for `format_table` from metrics by split name: a header, the number of rows, then a metric a row.
-
-    What a split has not been measured for is '-'.
-    """
-    names = ["rows", *(name for name, metric in METRICS.items() if kind in metric.kinds)]
-    return [["", *results], *([name, *(shown(found.get(name)) for found in results.values())] for name in names)]
-
-
-def label_table(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """Rows for `format_table` from what `evaluate` returned: a header, then a label a row."""
-    names = list(metrics["per_label"][0])
-    return [names, *([shown(row[name]) for name in names] for row in metrics["per_label"])]
-
-
-def shown(value: Any) -> str:
-    """A cell of a table: four decimals for measures, thousands apart for counts, '-' for what is undefined."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def format_table(table: Sequence[Sequence[str]]) -> str:
-    """Plain text for a terminal: the first row is the header, the first column is aligned left, the rest right."""
-    # Labels are the users': a line break or an escape sequence in one must not break the table or the terminal.
-    cells = [[printable(cell) for cell in row] for row in table]
-    widths = [max(text_width(row[index]) for row in cells) for index in range(len(cells[0]))]
-    lines = []
-    for row in cells:
-        pads = [" " * (width - text_width(cell)) for cell, width in zip(row, widths, strict=True)]
-        padded = [row[0] + pads[0], *(pad + cell for pad, cell in zip(pads[1:], row[1:], strict=True))]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def text_width(text: str) -> int:
-    """Columns of a terminal that `text` takes: Chinese characters take two, accents none."""
-    return sum(
-        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text
-    )

@@ -17,6 +17,7 @@ from bertune.data.tokens import Encoded, Tokenizer
 from bertune.evaluate.card import CardInfo, model_card
 from bertune.evaluate.curves import plot_curves
 from bertune.evaluate.metrics import evaluate, probabilities
+from bertune.evaluate.tables import result_columns, verdict
 from bertune.files import atomic_path, sha256_of, write_atomic, write_json
 from bertune.hub import Source, weight_files
 from bertune.model.attention import count_pairs
@@ -27,6 +28,7 @@ from bertune.presets import PRESETS
 from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
 from bertune.training.listen import Listener
+from bertune.training.standing import standing
 from bertune.training.summary import train_metrics
 
 if TYPE_CHECKING:
@@ -46,11 +48,14 @@ def finish(
     bundle = write_model(fit, out, base=base, folder=folder, tokenizer=tokenizer, max_length=max_length)
     metrics: dict[str, Any] = {"metric": metric, "train": train_metrics(fit)}
     predictor = Predictor.load(out, threads=fit.machine.threads, device=fit.machine.device)
+    logits: dict[str, np.ndarray] = {}
     for name in ("valid", "test"):
         if name in fit.prepared.splits:
             split = fit.prepared.splits[name]
-            metrics[name] = judge(predictor, split, out / "run" / f"predictions-{name}.parquet", fit.listener)
+            metrics[name], logits[name] = judge(predictor, split, fit.listener)
             metrics[name]["padding_share"] = evaluation_padding(split.tokens, fit)
+            write_predictions(predictor, split, logits[name], out / "run" / f"predictions-{name}.parquet")
+    metrics |= standing(fit.config, fit.prepared, logits, fit.listener, metric=metric)
     write_atomic(out / "README.md", model_card(card_info(fit, bundle, base, metrics, out)))
     plot_curves(progress.history, out / "run" / "curves.png", metric=metric)
     shutil.rmtree(out / "run" / GOOD, ignore_errors=True)  # of an earlier attempt that diverged
@@ -93,19 +98,19 @@ def keep_good(
     return f"The weights of step {fit.good_step:,} are kept in {place}, which --model and bertune predict take."
 
 
-def judge(predictor: Predictor, split: Split, predictions: Path, listener: Listener) -> dict[str, Any]:
-    """Metrics of a split, and its predictions as a Parquet file."""
+def judge(predictor: Predictor, split: Split, listener: Listener) -> tuple[dict[str, Any], np.ndarray]:
+    """Metrics of a split, and its logits."""
     begin = time.perf_counter()
     with listener.work(f"Measuring {split.name} with the result", len(split)) as advance:
         logits = predictor.backend.logits(split.tokens, advance=advance)
     seconds = time.perf_counter() - begin
     task = predictor.task
     metrics = evaluate(task.kind, task.labels, logits, split.targets)
-    write_predictions(predictor, split, logits, predictions)
-    return {
-        **metrics, "rows": len(split), "seconds": seconds, "examples_per_second": len(split) / seconds,
+    speed = {
+        "seconds": seconds, "examples_per_second": len(split) / seconds,
         "tokens_per_second": int(split.tokens.offsets[-1]) / seconds, "peak_memory_bytes": peak_memory(),
     }
+    return metrics | speed, logits
 
 
 def evaluation_padding(tokens: Encoded, fit: Fit) -> float:
@@ -169,7 +174,8 @@ def card_info(fit: Fit, bundle: Bundle, base: Source, metrics: dict[str, Any], o
     return CardInfo(
         name=out.resolve().name, version=__version__, task=fit.prepared.task, files=list(dict.fromkeys(files)),
         split_rows={name: len(split) for name, split in splits.items()}, split_rule=fit.prepared.rule,
-        results={name: metrics[name] for name in ("valid", "test") if name in metrics}, settings=settings,
+        results={name: column for name, column in result_columns(metrics).items() if name != "train"},
+        verdict=verdict(metrics), settings=settings,
         max_length=bundle.max_length, truncation=bundle.truncation,
         chosen_by_valid=train.select_best and fit.progress.best is not None,
         opens_in_transformers=bundle.opens_in_transformers, base_title=base.title or bundle.base_model.name,

@@ -44,8 +44,8 @@ def links(page: str) -> list[str]:
     return [link for link in re.findall(r"\]\(([^)#\s]+)", read(page)) if "://" not in link]
 
 
-def test_the_readme_shows_commands_of_all_three_steps() -> None:
-    assert {words[0] for words in commands("README.md")} == {"train", "evaluate", "predict"}
+def test_the_readme_shows_commands_of_every_step() -> None:
+    assert {words[0] for words in commands("README.md")} == {"train", "evaluate", "predict", "compare"}
 
 
 @pytest.mark.parametrize("words", [words for page in PAGES for words in commands(page)], ids=" ".join)

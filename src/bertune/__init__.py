@@ -4,6 +4,7 @@
     model = bertune.load("runs/papers")
     model.predict(["some text"]); model.predict_proba(...); model.logits(...)
     bertune.Classifier()          # the same as a scikit-learn estimator
+    bertune.compare("runs/papers", "runs/papers-2")     # better, worse, or noise
 
 Nothing heavy is imported before it is used.
 """
@@ -24,17 +25,17 @@ from bertune.errors import (
 )
 
 if TYPE_CHECKING:
-    from bertune.api import load, train
+    from bertune.api import compare, load, train
     from bertune.estimator import Classifier
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BertuneError", "Classifier", "ConfigError", "DataError", "InputError", "Interrupted", "MissingExtraError",
-    "ModelError", "TrainingError", "__version__", "load", "train",
+    "ModelError", "TrainingError", "__version__", "compare", "load", "train",
 ]  # fmt: skip
 
-_HOMES = {"train": "bertune.api", "load": "bertune.api", "Classifier": "bertune.estimator"}
+_HOMES = {"compare": "bertune.api", "train": "bertune.api", "load": "bertune.api", "Classifier": "bertune.estimator"}
 
 
 def __getattr__(name: str) -> Any:

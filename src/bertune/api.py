@@ -66,6 +66,21 @@ def load(
     return Predictor.load(folder, device=device, precision=precision, threads=threads)
 
 
+def compare(
+    first: str | Path, *others: str | Path, split: str = "test", metric: str = "auto", seed: int = 0
+) -> list[dict[str, Any]]:
+    """Whether each of `others` is better than `first`, results of `train` that were measured on the same rows.
+
+    A dict each: `judgement` (better, worse or noise, by `metric`), `metrics` (both values, the difference with its 95 %
+    interval, and p, for every metric), `p` with its `test` (McNemar's exact one for accuracy, else paired permutation;
+    Holm's where there are several), `only_first` and `only_second` (the rows that one alone gets right).
+    Raises ModelError for a folder that is no result, DataError where rows or labels are not the same.
+    """
+    from bertune.training.outcome import compare_runs
+
+    return compare_runs([first, *others], split=split, metric=metric, seed=seed)
+
+
 def _names(names: Names) -> list[str] | None:
     if names is None:
         return None

@@ -38,6 +38,7 @@ COMMANDS = {
     "train": ("train", "Train", "Train a classifier on DATA and leave it, tested, in a folder."),
     "evaluate": ("evaluate", "Evaluate", "Measure a trained model on labelled rows."),
     "predict": ("predict", "Predict", "Predict labels for new rows, in their order; no row is left out."),
+    "compare": ("compare", "Compare", "Say whether a trained model is better than another, or it is noise."),
     "models": ("models", "Models", "List the models that have a short name: size, licence, and where they are."),
     "convert": ("models", "Convert", "Write any model as a clean folder that can be trained."),
     "cache": ("models", "Cache", "Show the cache of what can be made again, or clear it."),

@@ -208,7 +208,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return folder / "model", weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
 
     def _open(self, folder: Path, *, device: str = "auto") -> None:
-        from bertune.training.finish import read_metrics
+        from bertune.training.outcome import read_metrics
 
         self.folder_ = folder
         self.model_ = Predictor.load(folder, device=device, threads=self._config({}).train.threads)

@@ -48,19 +48,19 @@ class Scores:
         if kind == "multi":
             own.append(f1_of((said & truth).sum(axis=1), said.sum(axis=1), truth.sum(axis=1)))
             own.append((said != truth).mean(axis=1))
-        self._columns = np.column_stack([*own, said & truth, said, truth]).astype(np.float64)
+        self.columns = np.column_stack([*own, said & truth, said, truth]).astype(np.float64)
 
     def __call__(self, weights: Array, metrics: Collection[str] | None = None) -> dict[str, Array]:
         """weights: float [draws, n] -> each of `metrics` (None: all of the kind), float64 [draws]; NaN where a draw
         leaves it undefined."""
         wanted = [name for name, metric in METRICS.items() if self.kind in metric.kinds] if metrics is None else metrics
-        found = self._counted(weights)
+        found = self.from_sums(weights @ self.columns, weights.sum(axis=1))
         if RANKED & set(wanted):
             found |= self._ranked(weights)
         return {name: found[name] for name in wanted}
 
-    def _counted(self, weights: Array) -> dict[str, Array]:
-        sums, total = weights @ self._columns, weights.sum(axis=1)
+    def from_sums(self, sums: Array, total: Array) -> dict[str, Array]:
+        """The metrics that need no order of the logits. sums: of `columns`, [draws, k]; total: weight, [draws]."""
         own = sums.shape[1] - 3 * self.width
         means = sums[:, :own] / total[:, None]
         hits, calls, support = np.split(sums[:, own:], 3, axis=1)
@@ -104,13 +104,20 @@ def resamples(
 ) -> Iterator[Array]:
     """Weights of bootstrap draws, float64 [some, rows] at a time; equal `groups` are drawn together."""
     random = np.random.default_rng(seed)
-    member = np.unique(np.asarray(list(map(str, groups))), return_inverse=True)[1] if groups is not None else None
-    units = rows if member is None else int(member.max()) + 1
+    member, units = cluster(rows, groups)
     step = max(1, AT_ONCE // rows)
     for start in range(0, draws, step):
         size = min(step, draws - start)
         counts = np.stack([np.bincount(random.integers(0, units, units), minlength=units) for _ in range(size)])
         yield (counts if member is None else counts[:, member]).astype(np.float64)
+
+
+def cluster(rows: int, groups: Sequence[object] | None) -> tuple[Array | None, int]:
+    """The group of each row as a number [rows] (None: every row is its own), and how many groups there are."""
+    if groups is None:
+        return None, rows
+    names, member = np.unique(np.asarray(list(map(str, groups))), return_inverse=True)
+    return member, len(names)
 
 
 def intervals(

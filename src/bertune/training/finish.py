@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from bertune import __version__
 from bertune.bundle import BaseModelInfo, Bundle, HeadSpec, write_bundle
 from bertune.data.batch import split_by_budget
+from bertune.data.splits import groups_of
 from bertune.data.tokens import Encoded, Tokenizer
 from bertune.evaluate.card import CardInfo, model_card
 from bertune.evaluate.curves import plot_curves
@@ -28,6 +28,7 @@ from bertune.presets import PRESETS
 from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
 from bertune.training.listen import Listener
+from bertune.training.outcome import predictions_file
 from bertune.training.standing import standing
 from bertune.training.summary import train_metrics
 
@@ -54,7 +55,8 @@ def finish(
             split = fit.prepared.splits[name]
             metrics[name], logits[name] = judge(predictor, split, fit.listener)
             metrics[name]["padding_share"] = evaluation_padding(split.tokens, fit)
-            write_predictions(predictor, split, logits[name], out / "run" / f"predictions-{name}.parquet")
+            path = predictions_file(out, name)
+            write_predictions(predictor, split, logits[name], path, group=fit.config.data.group)
     metrics |= standing(fit.config, fit.prepared, logits, fit.listener, metric=metric)
     write_atomic(out / "README.md", model_card(card_info(fit, bundle, base, metrics, out)))
     plot_curves(progress.history, out / "run" / "curves.png", metric=metric)
@@ -122,8 +124,11 @@ def evaluation_padding(tokens: Encoded, fit: Fit) -> float:
     return padding_share(fit.model.encoder.config, tokens=int(lengths.sum()), pairs=pairs, wasted=wasted)
 
 
-def write_predictions(predictor: Predictor, split: Split, logits: np.ndarray, path: Path) -> None:
-    """A row each: file, row number, true label(s), prediction, and logit and probability of every label."""
+def write_predictions(
+    predictor: Predictor, split: Split, logits: np.ndarray, path: Path, *, group: str | None
+) -> None:
+    """A row each: file, row number, group if there are any, true label(s), prediction, and logit and probability of
+    every label."""
     import polars as pl
 
     task, table = predictor.task, split.table
@@ -135,6 +140,7 @@ def write_predictions(predictor: Predictor, split: Split, logits: np.ndarray, pa
     columns: dict[str, Any] = {
         "file": [Path(table.files[number]).name for number in table.file_index.tolist()],
         "row": table.row_numbers,
+        **({"group": list(map(str, groups_of(table, group)))} if group else {}),
         "label": truth,
         "prediction": predictor.names(logits),
     }
@@ -199,9 +205,3 @@ def kept_weights(fit: Fit) -> str:
     if best is None or not fit.config.train.select_best:
         return f"those of the last step, {fit.progress.step:,}"
     return f"those of step {best['step']:,}, the best {fit.metric} on the valid split"
-
-
-def read_metrics(out: Path) -> dict[str, Any]:
-    """run/metrics.json of a finished run."""
-    result: dict[str, Any] = json.loads((out / "run" / "metrics.json").read_text(encoding="utf-8"))
-    return result

@@ -32,10 +32,11 @@ from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
 from bertune.training.check import check_used
 from bertune.training.features import first_trained_layer
-from bertune.training.finish import finish, keep_good, read_metrics
+from bertune.training.finish import finish, keep_good
 from bertune.training.fit import Fit
 from bertune.training.listen import Listener, Silent
 from bertune.training.loop import Diverged
+from bertune.training.outcome import read_metrics
 from bertune.training.prepare import Prepared, read_splits, tokenize, write_split_rows
 from bertune.training.settle import Load, Plan, duration, estimate, settle
 

@@ -175,7 +175,11 @@ def _trainer(name: str, side: str, seed: int, options: argparse.Namespace) -> Ma
         data_collator=DataCollatorWithPadding(AutoTokenizer.from_pretrained(folder)),
     )
     trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")))
-    logits = {part: trainer.predict(features(parts[part])).predictions for part in ("valid", "test")}
+    trainer.args.train_sampling_strategy = "random"  # grouped by length, it would also predict in that order
+    found = {part: trainer.predict(features(parts[part])) for part in ("valid", "test")}
+    if any((found[part].label_ids != parts[part].targets).any() for part in found):
+        sys.exit("the Trainer's predictions are not in the order of the rows")
+    logits = {part: answer.predictions for part, answer in found.items()}
     shutil.rmtree(work)
     settings = {"epochs": plan.epochs, "batch_size": plan.batch_size, "lr": plan.lr, "metric": metric}
     return _sorted(labels, {part: (logits[part], parts[part].targets) for part in logits}, settings)

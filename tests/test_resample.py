@@ -49,22 +49,22 @@ def test_an_interval_agrees_with_scipy() -> None:
     wanted = stats.bootstrap(
         (right,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval
-    found = intervals("single", logits, truth)["accuracy"]
+    found = intervals(Scores("single", logits, truth))["accuracy"]
     assert found == pytest.approx([wanted.low, wanted.high], abs=0.012)
 
 
 @pytest.mark.parametrize("kind", ["single", "multi"])
 def test_every_metric_has_an_interval_that_holds_its_value(kind: str) -> None:
     logits, truth = case(kind, 3, 200, 4)
-    found = intervals(kind, logits, truth)
+    found = intervals(Scores(kind, logits, truth))
     value = evaluate(kind, list("abcd"), logits, truth)
     assert (found["level"], found["draws"], found["by"]) == (0.95, DRAWS, "rows")
     for name, metric in METRICS.items():
         if kind in metric.kinds:
             low, high = found[name]
             assert low < value[name] < high, name
-    assert intervals(kind, logits, truth) == found
-    assert intervals(kind, logits, truth, seed=1) != found
+    assert intervals(Scores(kind, logits, truth)) == found
+    assert intervals(Scores(kind, logits, truth), seed=1) != found
 
 
 def test_rows_of_a_group_are_drawn_together() -> None:
@@ -80,8 +80,9 @@ def test_rows_that_are_alike_count_for_less_when_grouped() -> None:
     groups = np.repeat(np.arange(40), 10)
     logits = np.repeat(random.normal(size=(40, 3)), 10, axis=0)
     truth = np.repeat(random.integers(0, 3, 40), 10)
-    alone, together = (intervals("single", logits, truth, groups=given)["accuracy"] for given in (None, list(groups)))
-    assert intervals("single", logits, truth, groups=list(groups))["by"] == "groups"
+    side = Scores("single", logits, truth)
+    alone, together = (intervals(side, groups=given)["accuracy"] for given in (None, list(groups)))
+    assert intervals(side, groups=list(groups))["by"] == "groups"
     # 400 rows that are 40 of 10 each: the deviation is larger by the root of 10
     assert (together[1] - together[0]) / (alone[1] - alone[0]) == pytest.approx(10**0.5, rel=0.15)
 
@@ -91,12 +92,12 @@ def test_all_right_or_all_wrong_is_not_certainty(sign: int) -> None:
     truth = np.array([0, 1] * 18)
     logits = sign * np.where(np.arange(2) == truth[:, None], 1.0, -1.0)
     exact = stats.binomtest(36 if sign > 0 else 0, 36).proportion_ci(0.95, method="exact")
-    assert intervals("single", logits, truth)["accuracy"] == pytest.approx([exact.low, exact.high])
+    assert intervals(Scores("single", logits, truth))["accuracy"] == pytest.approx([exact.low, exact.high])
 
 
 def test_a_metric_that_no_draw_defines_has_no_interval() -> None:
     logits, truth = case("multi", 0, 20, 2)
-    found = intervals("multi", logits, np.zeros_like(truth))
+    found = intervals(Scores("multi", logits, np.zeros_like(truth)))
     assert found["roc_auc_macro"] is None
     assert found["average_precision_micro"] is None
     assert found["hamming_loss"] is not None

@@ -112,6 +112,7 @@ CHAINS = {
         "bundle:1",
         "bundle-file:1",
         "judging:2",  # the result is in its place, valid is measured
+        "ruling:1",  # the rule is chosen, and not yet kept
         "cleaning:1",  # all is there, and the checkpoints still are
     ],
 }  # fmt: skip

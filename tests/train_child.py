@@ -162,7 +162,13 @@ def _bundle_file(at: int) -> None:
 def _judging(at: int) -> None:
     from bertune.training import finish
 
-    _before(finish, "judge", at)
+    _before(finish, "measure", at)
+
+
+def _ruling(at: int) -> None:
+    from bertune.training import finish
+
+    _before(finish, "keep_rule", at)
 
 
 def _cleaning(at: int) -> None:
@@ -193,11 +199,11 @@ def _stop_frozen(at: int) -> None:
 def _stop_judging(at: int) -> None:
     from bertune.training import finish
 
-    _stop_in(finish, "judge", at)
+    _stop_in(finish, "measure", at)
 
 
 PLACES: dict[str, Callable[[int], None]] = {
     "torn": _torn_write, "evaluation": _evaluation, "checkpoint": _checkpoint, "bundle": _bundle,
-    "bundle-file": _bundle_file, "judging": _judging, "cleaning": _cleaning, "stop-frozen": _stop_frozen,
-    "stop-judging": _stop_judging,
+    "bundle-file": _bundle_file, "judging": _judging, "ruling": _ruling, "cleaning": _cleaning,
+    "stop-frozen": _stop_frozen, "stop-judging": _stop_judging,
 }  # fmt: skip

@@ -16,10 +16,11 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bertune.data.tasks import Task
 from bertune.errors import ConfigError, ModelError, listed
+from bertune.evaluate.rule import Rule
 from bertune.files import TEMPORARY, disk_full, sha256_of, sync, temporary_path, write_json
 
 BUNDLE_FILE = "bertune.json"
@@ -74,6 +75,7 @@ class Bundle(BaseModel):
     head: HeadSpec
     base_model: BaseModelInfo
     opens_in_transformers: bool
+    decision: Rule = Rule()
     files: dict[str, str] = {}  # name -> SHA-256 of everything that the answers depend on; filled in by `write_bundle`
     folder: Path | None = Field(None, exclude=True)
 
@@ -87,6 +89,14 @@ class Bundle(BaseModel):
             if not re.fullmatch(r"[0-9a-f]{64}", digest):
                 raise ValueError(f"the hash of '{name}' is not a SHA-256")
         return files
+
+    @model_validator(mode="after")
+    def _rule_of_these_labels(self) -> Bundle:
+        count, rule = self.task.num_labels, self.decision
+        heats = (0, 1) if self.task.kind == "single" else (0, count)
+        if len(rule.temperatures) not in heats or len(rule.thresholds) not in (0, count):
+            raise ValueError(f"the decision rule is not one for {count} labels")
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in bertune.json."""
@@ -167,6 +177,13 @@ def write_bundle(folder: Path, bundle: Bundle, write_files: Callable[[Path], Non
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     _finish_move(folder)
+    return bundle
+
+
+def keep_rule(folder: Path, bundle: Bundle, rule: Rule) -> Bundle:
+    """Write the decision rule into the bundle in `folder`, whose other files stay; returns it."""
+    bundle = bundle.model_copy(update={"decision": rule})
+    write_json(folder / BUNDLE_FILE, bundle.to_dict())
     return bundle
 
 

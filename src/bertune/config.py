@@ -348,6 +348,42 @@ class TrainConfig(_Section):
     checkpoint_steps: int | None = Field(None, ge=1, description="Steps between checkpoints, instead of minutes.")
 
 
+class DecideConfig(_Section):
+    """How logits become answers; what is open here is chosen on the validation rows, and kept with the model."""
+
+    calibration: Literal["auto", "none"] = Field(
+        "auto", description="auto: temperatures, where they lower the log loss of rows they were not fitted on."
+    )
+    threshold: float | Literal["auto", "half", "global", "label"] = Field(
+        "auto",
+        description="Where a label of several begins: half, global (one for all), label (one each), or a probability; "
+        "auto: the simplest of them that is clearly not worse out of fold.",
+        json_schema_extra=_flag("--threshold", group="Decision", metavar="auto|half|global|label|P"),
+    )
+    objective: Literal["auto", "micro_f1", "macro_f1", "sample_f1", "subset_accuracy", "hamming_loss"] = Field(
+        "auto", description="What thresholds are chosen for; auto: --metric where it is one of these, else micro_f1."
+    )
+    precision: float | None = Field(
+        None, gt=0, lt=1, description="Give a label only where it was right this often on the validation rows."
+    )
+    miss_cost: float = Field(1.0, gt=0, description="What a label that is missed costs, a false one costing 1.")
+    min_labels: int = Field(0, ge=0, description="Labels that a row gets at least.")
+    max_labels: int | None = Field(None, ge=1, description="Labels that a row gets at most.")
+
+    @field_validator("threshold", mode="before")
+    @classmethod
+    def _number_or_name(cls, value: object) -> object:
+        if value in ("auto", "half", "global", "label"):
+            return value
+        try:
+            number = float(str(value))
+        except ValueError:
+            raise ValueError("expected auto, half, global, label, or a probability") from None
+        if not 0 < number < 1:
+            raise ValueError("a threshold lies between 0 and 1")
+        return number
+
+
 class ReportConfig(_Section):
     """What is measured beside the result."""
 
@@ -379,6 +415,7 @@ class Config(_Section):
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    decide: DecideConfig = Field(default_factory=DecideConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
     cache: CacheConfig = Field(default_factory=CacheConfig)
 

@@ -95,16 +95,13 @@ class Classifier(ClassifierMixin, BaseEstimator):
     def predict(self, X: Any) -> np.ndarray:
         """Labels [n] as y had them, or 0/1 [n, labels] where y did."""
         logits = self._logits(X)
-        if self.multilabel_:
-            return (logits >= 0).astype(np.int64)
-        return self.classes_[logits.argmax(axis=1)]
+        said = self.model_.rule.decide(self.model_.task.kind, logits)
+        return said.astype(np.int64) if self.multilabel_ else self.classes_[said]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """float64 [n, labels], in the order of `classes_`."""
-        from bertune.evaluate.metrics import probabilities
-
         logits = self._logits(X)
-        return probabilities(self.model_.task.kind, logits)
+        return self.model_.probabilities(logits)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Logits [n, labels]; for two classes the difference [n], as scikit-learn's scorers expect."""

@@ -69,8 +69,9 @@ def measure(folder: str, files: list[str], config: Config, display: Display) -> 
     from bertune.data.read import read_table
     from bertune.data.splits import groups_of
     from bertune.data.tasks import encode_labels, infer_task, rows_of
+    from bertune.evaluate.calibrate import calibration
     from bertune.evaluate.metrics import evaluate
-    from bertune.evaluate.resample import intervals
+    from bertune.evaluate.resample import intervals, scores_of
     from bertune.model.machine import peak_memory
     from bertune.ship.predict import readable_task
 
@@ -86,8 +87,11 @@ def measure(folder: str, files: list[str], config: Config, display: Display) -> 
     begin = time.perf_counter()
     logits, tokens = logits_of(predictor, rows, display)
     seconds = time.perf_counter() - begin
-    metrics = evaluate(task.kind, task.labels, logits, targets)
-    metrics["intervals"] = intervals(task.kind, logits, targets, groups=groups)
+    rule = predictor.rule
+    said = rule.decide(task.kind, logits)
+    metrics = evaluate(task.kind, task.labels, rule.calibrated(logits), targets, said=said)
+    metrics["intervals"] = intervals(scores_of(rule, task.kind, logits, targets), groups=groups)
+    metrics["calibration"] = calibration(task.kind, rule.calibrated(logits), targets)
     speed = {"examples_per_second": len(rows) / seconds, "tokens_per_second": tokens / seconds}
     return {**metrics, "seconds": seconds, **speed, "peak_memory_bytes": peak_memory()}, task.kind
 

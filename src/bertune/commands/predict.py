@@ -31,7 +31,8 @@ KEYS = (*(key for key in READING if key != "data.drop_label"), "data.text", "dat
 @with_flags(*flags_of(KEYS), base=DEFAULTS)
 class Predict(Configured):
     details = (
-        "The output has the columns of the input, then `prediction`, then `prob:<label>` for each label. Several "
+        "The output has the columns of the input, then `prediction`, then `prob:<label>` for each label: calibrated "
+        "probabilities, and the decision rule that was chosen when the model was trained. Several "
         "labels in a cell of CSV or TSV are joined by the separator of the training data, or by | (by ; where a label "
         "holds that); in JSON lines they are a list. Without --out it goes to stdout."
     )
@@ -57,6 +58,11 @@ class Predict(Configured):
         typer.Option(metavar="|".join(FORMS), help="By default as --out ends; on stdout csv, or lines for texts."),
     ] = None
     overwrite: Annotated[bool, switch("--overwrite", "Replace an existing --out.")] = False
+    threshold: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Give a label from this probability on, in place of the model's thresholds."),
+    ] = None
+    raw: Annotated[bool, switch("--raw", "`logit:<label>` columns in place of the probabilities.")] = False
 
     def run(self) -> None:
         display = start_display(quiet=self.quiet)
@@ -74,9 +80,11 @@ class Predict(Configured):
                 files = [stack.enter_context(spooled())] if piped else self.files
                 placed, tables = tables_of_files(files, config.data, task)
             first = next(tables)  # what is wrong with the columns is said before torch is imported
-            check_columns(first, placed)
+            check_columns(first, placed, raw=self.raw)
             predictor = open_predictor(self.folder, config)
-            sheet = Sheet(stack.enter_context(output(target)), form, first.columns, placed)
+            if self.threshold is not None:
+                predictor = predictor.with_threshold(self.threshold)
+            sheet = Sheet(stack.enter_context(output(target)), form, first.columns, placed, raw=self.raw)
             show = target is not None or not is_terminal(sys.stdout)
             rows = fill(sheet, predictor, placed, chain([first], tables), display, show=show)
         if target is not None:
@@ -110,14 +118,13 @@ def fill(
     sheet: Sheet, predictor: Predictor, task: Task, tables: Iterator[Table], display: Display, *, show: bool
 ) -> int:
     """Predict table after table and write each; the number of rows. show: tell how far it is."""
-    from bertune.evaluate.metrics import probabilities
-
     done = 0
     with display.measure(None, "rows") if show else nullcontext() as meter:
         for table in tables:
             logits = predictor.logits_of_table(table, task)
             cells = [table.column(name) for name in table.columns]
-            sheet.write(cells, predictor.names(logits), probabilities(task.kind, logits))
+            values = logits if sheet.raw else predictor.probabilities(logits)
+            sheet.write(cells, predictor.names(logits), values)
             sheet.stream.flush()
             done += len(table)
             if meter is not None:

@@ -1,4 +1,5 @@
-"""What `bertune predict` writes: the columns that came in, then `prediction`, then `prob:<label>` for each label."""
+"""What `bertune predict` writes: the columns that came in, then `prediction`, then `prob:<label>` for each label, or
+`logit:<label>`."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from bertune.data.read import Table
     from bertune.data.tasks import Task
 
-PREDICTION, PROBABILITY = "prediction", "prob:"
+PREDICTION, PROBABILITY, LOGIT = "prediction", "prob:", "logit:"
 FORMS = ("csv", "tsv", "jsonl", "lines")
 SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 # Between the labels of a cell: the first of these that no label holds.
@@ -34,7 +35,7 @@ def format_of(name: str) -> str:
     return SUFFIXES[suffix]
 
 
-def check_columns(table: Table, task: Task) -> None:
+def check_columns(table: Table, task: Task, *, raw: bool = False) -> None:
     """DataError where a text column is missing, or where one has the name of a column that is added."""
     for names, flag in ((task.text, "--text"), (task.text_pair, "--text-pair")):
         for name in names:
@@ -44,13 +45,18 @@ def check_columns(table: Table, task: Task) -> None:
                     f"{table.files[0]}: no column '{name}'{near} Pass {flag} COLUMN for a column with another name, or "
                     "--columns A,B,C for a file without a header."
                 )
-    added = [PREDICTION, *(PROBABILITY + label for label in task.labels)]
+    added = added_columns(task, raw=raw)
     for name in table.columns:
         if name in added:
             raise DataError(
                 f"{table.files[0]}: has a column '{name}' already, and the output would have it twice. "
                 "Rename it there, or remove it."
             )
+
+
+def added_columns(task: Task, *, raw: bool) -> list[str]:
+    """The names of what is added to a row: the answer, and a probability or logit a label."""
+    return [PREDICTION, *((LOGIT if raw else PROBABILITY) + label for label in task.labels)]
 
 
 def separator(task: Task) -> str:
@@ -76,12 +82,12 @@ class _LineFeeds:
 class Sheet:
     """Writes rows as csv, tsv, jsonl, or `lines`: the answer and the beginning of the text, for people.
 
-    `task` names the text columns as they are called in this input.
+    `task` names the text columns as they are called in this input. raw: logits stand in place of probabilities.
     """
 
-    def __init__(self, stream: TextIO, form: str, columns: Sequence[str], task: Task) -> None:
-        self.stream, self.form, self.task = stream, form, task
-        self.names = [*columns, PREDICTION, *(PROBABILITY + label for label in task.labels)]
+    def __init__(self, stream: TextIO, form: str, columns: Sequence[str], task: Task, *, raw: bool = False) -> None:
+        self.stream, self.form, self.task, self.raw = stream, form, task, raw
+        self.names = [*columns, *added_columns(task, raw=raw)]
         self.texts = [place for place, name in enumerate(columns) if name in (*task.text, *task.text_pair)]
         self.is_table = form in ("csv", "tsv")
         self.joint = separator(task) if self.is_table and task.kind == "multi" else ""
@@ -90,7 +96,8 @@ class Sheet:
             self.table.writerow(self.names)
 
     def write(self, cells: Sequence[Sequence[Any]], predictions: Sequence[Any], shares: np.ndarray) -> None:
-        """cells: a list a column; predictions: a label, or a list of labels, a row; shares: [rows, labels]."""
+        """cells: a list a column; predictions: a label, or a list of labels, a row; shares: probabilities or logits,
+        [rows, labels]."""
         rows = list(zip(zip(*cells, strict=True), predictions, shares.tolist(), strict=True))
         if self.form == "lines":
             self._write_lines(rows)

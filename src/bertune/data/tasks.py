@@ -66,6 +66,12 @@ class Task:
         """What turns logits into probabilities."""
         return "softmax" if self.kind == "single" else "sigmoid"
 
+    def names(self, decided: np.ndarray) -> list[Any]:
+        """Label names of decisions: one a row for int [n], a list a row for bool [n, labels]."""
+        if self.kind == "single":
+            return [self.labels[number] for number in decided]
+        return [[self.labels[number] for number in np.flatnonzero(row)] for row in decided]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; tuples are lists."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

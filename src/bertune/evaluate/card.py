@@ -12,6 +12,7 @@ from typing import Any
 
 from bertune.data.tasks import Task
 from bertune.errors import printable
+from bertune.evaluate.rule import Rule
 from bertune.evaluate.tables import label_table, result_table
 
 # Licence identifiers that the hub knows, among those that encoders are published under.
@@ -54,6 +55,7 @@ class CardInfo:
     base_licence: str | None = None
     base_note: str | None = None
     base_languages: str | None = None
+    rule: Rule = field(default_factory=Rule)
     remarks: Sequence[str] = field(default_factory=tuple)  # more sentences for the limits: rows cut, rows left out
 
 
@@ -194,13 +196,27 @@ def _intended(info: CardInfo) -> str:
     threshold = (
         "It always names one of its labels, also for texts that none of them fits."
         if info.task.kind == "single"
-        else "A label is given where its probability is at least one half; a row may get none."
+        else _cuts(info)
     )
     return (
         f"Sorting texts that resemble the training data into the labels above. {threshold} Before relying on it, "
         "evaluate it on labelled texts of your own: `bertune evaluate FOLDER own.csv`. Do not let it decide about "
         "people without somebody who checks."
     )
+
+
+def _cuts(info: CardInfo) -> str:
+    """Where labels begin, in a sentence."""
+    rule = info.rule
+    few = f"a row gets at least {rule.min_labels}" if rule.min_labels else "a row may get none"
+    few += "" if rule.max_labels is None else f", and at most {rule.max_labels}"
+    if not rule.thresholds:
+        return f"A label is given where its probability is at least one half; {few}."
+    if len(set(rule.thresholds)) == 1:
+        return f"A label is given where its calibrated probability is at least {rule.thresholds[0]:.3g}; {few}."
+    pairs = zip(info.task.labels, rule.thresholds, strict=True)
+    cuts = _joined((f"{label} {cut:.3g}" for label, cut in pairs), 40)
+    return f"A label is given where its calibrated probability reaches its threshold ({cuts}); {few}."
 
 
 def _limits(info: CardInfo) -> Iterable[str]:
@@ -213,7 +229,14 @@ def _limits(info: CardInfo) -> Iterable[str]:
     if info.base_licence in (None, "", "not stated"):
         yield "The licence of the base model is not known here; look it up before passing this model on."
     yield "It repeats what its training data holds, errors and one-sidedness included."
-    yield "Probabilities are the model's own and have not been calibrated."
+    if info.rule.temperatures:
+        heats = _joined((f"{heat:.3g}" for heat in info.rule.temperatures), 40)
+        yield (
+            f"Probabilities were calibrated on the valid split: logits are divided by {heats}. bertune does so by "
+            "itself; other programs see the logits as they are."
+        )
+    else:
+        yield "Probabilities are the model's own and have not been calibrated."
     for remark in info.remarks:
         yield escaped(remark)
 

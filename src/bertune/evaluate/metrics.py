@@ -118,12 +118,15 @@ def decide(kind: str, logits: Array) -> Array:
     return np.argmax(logits, axis=-1) if kind == "single" else np.asarray(logits) >= 0
 
 
-def evaluate(kind: str, labels: Sequence[str], logits: Array, targets: Array) -> dict[str, Any]:
+def evaluate(
+    kind: str, labels: Sequence[str], logits: Array, targets: Array, *, said: Array | None = None
+) -> dict[str, Any]:
     """All metrics of the task kind ('single' or 'multi') as plain Python numbers, for metrics.json.
 
-    logits: float [n, L]; targets: int [n] of label numbers ('single') or 0/1 [n, L] ('multi'). Besides the names of
-    `METRICS` the result has `rows`, `per_label` (one dict a label, in label order) and, for 'single',
-    `confusion_matrix` (rows: targets, columns: predictions). Memory: a few times the logits.
+    logits: float [n, L]; targets: int [n] of label numbers ('single') or 0/1 [n, L] ('multi'); said: what a rule
+    answered, as `decide` gives it, and by default that. Besides the names of `METRICS` the result has `rows`,
+    `per_label` (one dict a label, in label order) and, for 'single', `confusion_matrix` (rows: targets, columns:
+    predictions). Memory: a few times the logits.
 
     Raises DataError for no rows, TrainingError for logits that are not finite, ValueError for shapes that disagree.
     """
@@ -137,14 +140,14 @@ def evaluate(kind: str, labels: Sequence[str], logits: Array, targets: Array) ->
     broken = int((~np.isfinite(logits)).any(axis=1).sum())
     if broken:
         raise TrainingError(f"The model's outputs for {broken} of {count} rows are not finite (NaN or infinite).")
+    said = decide(kind, logits) if said is None else said
     if kind == "single":
-        return _single(labels, logits, targets.astype(np.int64))
-    return _multi(labels, logits, targets > 0.5)
+        return _single(labels, logits, said, targets.astype(np.int64))
+    return _multi(labels, logits, said, targets > 0.5)
 
 
-def _single(labels: Sequence[str], logits: Array, targets: Array) -> dict[str, Any]:
+def _single(labels: Sequence[str], logits: Array, predicted: Array, targets: Array) -> dict[str, Any]:
     width = len(labels)
-    predicted = decide("single", logits)
     confusion = np.bincount(targets * width + predicted, minlength=width * width).reshape(width, width)
     hits, support, calls = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     scores = f1_of(hits, calls, support)
@@ -163,8 +166,7 @@ def _single(labels: Sequence[str], logits: Array, targets: Array) -> dict[str, A
     }
 
 
-def _multi(labels: Sequence[str], logits: Array, truth: Array) -> dict[str, Any]:
-    predicted = decide("multi", logits)
+def _multi(labels: Sequence[str], logits: Array, predicted: Array, truth: Array) -> dict[str, Any]:
     both = predicted & truth
     hits, support, calls = (part.sum(axis=0) for part in (both, truth, predicted))
     scores = f1_of(hits, calls, support)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bertune.evaluate.metrics import METRICS, Array, decide, f1_of, log_softmax
+from bertune.evaluate.rule import Rule
 
 LEVEL = 0.95
 DRAWS = 1000
@@ -30,12 +31,13 @@ Interval = tuple[float, float]
 class Scores:
     """Metrics of one set of answers under weights of its rows.
 
-    logits: float [n, L]; targets: int [n] ('single') or 0/1 [n, L] ('multi').
+    logits: float [n, L]; targets: int [n] ('single') or 0/1 [n, L] ('multi'); said: what a rule answered, as
+    `metrics.decide` gives it, and by default that.
     """
 
-    def __init__(self, kind: str, logits: Array, targets: Array) -> None:
+    def __init__(self, kind: str, logits: Array, targets: Array, *, said: Array | None = None) -> None:
         self.kind, self.rows, self.width = kind, len(logits), logits.shape[1]
-        said = decide(kind, logits)
+        said = decide(kind, logits) if said is None else said
         if kind == "single":
             labels = np.arange(self.width)
             said, truth = said[:, None] == labels, targets.astype(np.int64)[:, None] == labels
@@ -94,6 +96,11 @@ class Scores:
         }  # fmt: skip
 
 
+def scores_of(rule: Rule, kind: str, logits: Array, targets: Array) -> Scores:
+    """The scores of the answers that a rule gives."""
+    return Scores(kind, rule.calibrated(logits), targets, said=rule.decide(kind, logits))
+
+
 def draws_for(rows: int, width: int) -> int:
     """How often to draw: fewer times from very many rows, where it would take long and matter little."""
     return int(np.clip(WORK // (rows * width), FEWEST, DRAWS))
@@ -120,15 +127,19 @@ def cluster(rows: int, groups: Sequence[object] | None) -> tuple[Array | None, i
     return member, len(names)
 
 
-def intervals(
-    kind: str, logits: Array, targets: Array, *, groups: Sequence[object] | None = None, seed: int = 0
-) -> dict[str, Any]:
+def folds_of(rows: int, *, count: int = 5, seed: int = 0) -> Iterator[tuple[Array, Array]]:
+    """Row numbers inside and outside of each fold, at random: something is fitted inside and judged outside."""
+    place = np.random.default_rng(seed).permutation(rows) % count
+    for number in range(count):
+        yield np.flatnonzero(place != number), np.flatnonzero(place == number)
+
+
+def intervals(scores: Scores, *, groups: Sequence[object] | None = None, seed: int = 0) -> dict[str, Any]:
     """95 % interval of every metric: {"level", "draws", "by", metric: [low, high] or None where it is undefined}.
 
     Where all rows are right, or all wrong, a bootstrap sees no spread; accuracy and subset accuracy then have the exact
     binomial bound (Clopper and Pearson 1934), as long as rows are drawn one by one.
     """
-    scores = Scores(kind, logits, targets)
     draws = draws_for(scores.rows, scores.width)
     parts = [scores(weights) for weights in resamples(scores.rows, draws=draws, seed=seed, groups=groups)]
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -139,7 +150,7 @@ def intervals(
     right = int(scores.right.sum())
     if groups is None and right in (0, scores.rows):
         far = ((1 - LEVEL) / 2) ** (1 / scores.rows)  # the chance of such a run would be half of 5 %
-        name = "accuracy" if kind == "single" else "subset_accuracy"
+        name = "accuracy" if scores.kind == "single" else "subset_accuracy"
         result[name] = [far, 1.0] if right else [0.0, 1 - far]
     return result
 

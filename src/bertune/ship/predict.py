@@ -12,7 +12,8 @@ from bertune.bundle import Bundle
 from bertune.data.rows import rows_from_python
 from bertune.data.tasks import Rows, Task
 from bertune.data.tokens import Encoded, Tokenizer
-from bertune.evaluate.metrics import decide, probabilities
+from bertune.errors import ConfigError
+from bertune.evaluate.rule import Rule
 
 if TYPE_CHECKING:
     from bertune.data.read import Table
@@ -56,6 +57,11 @@ class Predictor:
         return self.bundle.task
 
     @property
+    def rule(self) -> Rule:
+        """How logits become answers."""
+        return self.bundle.decision
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Label names, in the order of every column below."""
         return self.bundle.task.labels
@@ -65,19 +71,33 @@ class Predictor:
         return self.logits_of(self._rows(rows))
 
     def predict_proba(self, rows: Any) -> np.ndarray:
-        """float64 [rows, labels]; rows sum to 1 for one label a row, and each cell stands alone for many."""
-        return probabilities(self.task.kind, self.logits(rows))
+        """Calibrated probabilities, float64 [rows, labels]; rows sum to 1 for one label a row, and each cell stands
+        alone for many."""
+        return self.probabilities(self.logits(rows))
 
-    def predict(self, rows: Any) -> list[Any]:
-        """A label name a row; a list of label names a row where there may be many."""
-        return self.names(self.logits(rows))
+    def predict(self, rows: Any, *, threshold: float | None = None) -> list[Any]:
+        """A label name a row; a list of label names a row where there may be many, then from `threshold` on where it
+        is given instead of the model's own thresholds."""
+        chosen = self if threshold is None else self.with_threshold(threshold)
+        return chosen.names(chosen.logits(rows))
 
     def names(self, logits: np.ndarray) -> list[Any]:
         """The decision on each row of logits, as label names."""
-        decided = decide(self.task.kind, logits)
+        return self.task.names(self.rule.decide(self.task.kind, logits))
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Calibrated probabilities of logits, float64 [rows, labels]."""
+        return self.rule.probabilities(self.task.kind, logits)
+
+    def with_threshold(self, threshold: float) -> Predictor:
+        """The same model, giving every label from a calibrated probability of `threshold` on; ConfigError where it
+        gives exactly one label a row."""
         if self.task.kind == "single":
-            return [self.labels[number] for number in decided]
-        return [[self.labels[number] for number in np.flatnonzero(row)] for row in decided]
+            raise ConfigError(f"--threshold {threshold:g}: this model gives the likeliest label; leave it out.")
+        if not 0 < threshold < 1:
+            raise ConfigError(f"--threshold {threshold:g}: lies between 0 and 1.")
+        rule = self.rule.with_threshold(threshold, len(self.labels))
+        return Predictor(self.bundle.model_copy(update={"decision": rule}), self.tokenizer, self.backend)
 
     def logits_of(self, rows: Rows) -> np.ndarray:
         """Logits of rows that are already told apart into columns; in chunks, so memory does not grow with texts."""

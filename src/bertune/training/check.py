@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from bertune.config import Config, ModelConfig, TrainConfig
+from bertune.config import Config, DecideConfig, ModelConfig, TrainConfig
 from bertune.errors import ConfigError
+from bertune.evaluate.thresholds import BY_LABEL
 
 
 def check_used(config: Config, kind: str, splits: Collection[str]) -> None:
@@ -21,8 +22,37 @@ def check_used(config: Config, kind: str, splits: Collection[str]) -> None:
         raise ConfigError(f"train.focal_gamma {train.focal_gamma:g}: needs --loss focal.")
     if model.head != "mlp" and model.head_hidden != ModelConfig.model_fields["head_hidden"].default:
         raise ConfigError(f"model.head_hidden {model.head_hidden}: needs --head mlp.")
+    check_decision(config.decide, kind, splits)
     if train.patience is not None and "valid" not in splits:
         raise ConfigError(
             f"--patience {train.patience}: there are no validation rows to stop by. Leave it out, or pass --valid FILE "
             "or a fraction."
         )
+
+
+def check_decision(decide: DecideConfig, kind: str, splits: Collection[str]) -> None:
+    """Raise ConfigError for a part of the decision rule that has no meaning here, or that another part decides."""
+    default = DecideConfig()
+    changed = [name for name in DecideConfig.model_fields if getattr(decide, name) != getattr(default, name)]
+    of_several = [name for name in changed if name != "calibration"]
+    if kind == "single" and of_several:
+        raise ConfigError(
+            f"decide.{of_several[0]} {getattr(decide, of_several[0])}: belongs to a task with any number of labels a "
+            "row; of one label a row the likeliest is given. Leave it out."
+        )
+    ways = [name for name in ("threshold", "precision", "miss_cost") if name in changed]
+    if len(ways) > 1:
+        raise ConfigError(f"decide.{ways[0]} and decide.{ways[1]} each say where a label begins; pass one of them.")
+    if decide.objective != "auto" and (isinstance(decide.threshold, float) or {"precision", "miss_cost"} & set(ways)):
+        raise ConfigError(f"decide.objective {decide.objective}: has no effect with decide.{ways[0]}; leave it out.")
+    if decide.threshold == "label" and decide.objective not in ("auto", *BY_LABEL):
+        raise ConfigError(
+            f"--threshold label with decide.objective {decide.objective}: thresholds of single labels can be chosen "
+            f"for {' and '.join(BY_LABEL)}. Pass --threshold global."
+        )
+    if decide.max_labels is not None and decide.min_labels > decide.max_labels:
+        raise ConfigError(f"decide.min_labels {decide.min_labels} is above decide.max_labels {decide.max_labels}.")
+    chosen = decide.threshold in ("global", "label") or decide.precision is not None
+    if chosen and "valid" not in splits:
+        name = "decide.precision" if decide.precision is not None else f"--threshold {decide.threshold}"
+        raise ConfigError(f"{name}: is chosen on validation rows, and there are none. Pass --valid FILE or a fraction.")

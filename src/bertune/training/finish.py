@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bertune import __version__
-from bertune.bundle import BaseModelInfo, Bundle, HeadSpec, write_bundle
+from bertune.bundle import BaseModelInfo, Bundle, HeadSpec, keep_rule, write_bundle
 from bertune.data.batch import split_by_budget
 from bertune.data.splits import groups_of
+from bertune.data.tasks import Task
 from bertune.data.tokens import Encoded, Tokenizer
 from bertune.evaluate.card import CardInfo, model_card
 from bertune.evaluate.curves import plot_curves
-from bertune.evaluate.metrics import evaluate, probabilities
+from bertune.evaluate.rule import Rule
 from bertune.evaluate.tables import result_columns, verdict
 from bertune.files import atomic_path, sha256_of, write_atomic, write_json
 from bertune.hub import Source, weight_files
 from bertune.model.attention import count_pairs
 from bertune.model.encoder import padding_share
 from bertune.model.load import opens_in_transformers, read_source, save_model
-from bertune.model.machine import peak_memory
 from bertune.presets import PRESETS
 from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
-from bertune.training.listen import Listener
+from bertune.training.judge import decide_how, measure, results
 from bertune.training.outcome import predictions_file
 from bertune.training.standing import standing
 from bertune.training.summary import train_metrics
@@ -49,15 +48,19 @@ def finish(
     bundle = write_model(fit, out, base=base, folder=folder, tokenizer=tokenizer, max_length=max_length)
     metrics: dict[str, Any] = {"metric": metric, "train": train_metrics(fit)}
     predictor = Predictor.load(out, threads=fit.machine.threads, device=fit.machine.device)
-    logits: dict[str, np.ndarray] = {}
-    for name in ("valid", "test"):
-        if name in fit.prepared.splits:
-            split = fit.prepared.splits[name]
-            metrics[name], logits[name] = judge(predictor, split, fit.listener)
-            metrics[name]["padding_share"] = evaluation_padding(split.tokens, fit)
-            path = predictions_file(out, name)
-            write_predictions(predictor, split, logits[name], path, group=fit.config.data.group)
-    metrics |= standing(fit.config, fit.prepared, logits, fit.listener, metric=metric)
+    task = fit.prepared.task
+    splits = {name: split for name, split in fit.prepared.splits.items() if name != "train"}
+    measured = {name: measure(predictor, split, fit.listener) for name, split in splits.items()}
+    logits = {name: found[0] for name, found in measured.items()}
+    rule, how = decide_how(fit.config.decide, task, splits, logits, metric=metric, say=fit.listener.say)
+    bundle = keep_rule(out, bundle, rule)
+    for name, split in splits.items():
+        metrics[name] = results(rule, task, logits[name], split.targets) | measured[name][1]
+        metrics[name]["padding_share"] = evaluation_padding(split.tokens, fit)
+        path = predictions_file(out, name)
+        write_predictions(task, rule, split, logits[name], path, group=fit.config.data.group)
+    if splits:
+        metrics |= how | standing(fit.config, fit.prepared, logits, rule, fit.listener, metric=metric)
     write_atomic(out / "README.md", model_card(card_info(fit, bundle, base, metrics, out)))
     plot_curves(progress.history, out / "run" / "curves.png", metric=metric)
     shutil.rmtree(out / "run" / GOOD, ignore_errors=True)  # of an earlier attempt that diverged
@@ -100,21 +103,6 @@ def keep_good(
     return f"The weights of step {fit.good_step:,} are kept in {place}, which --model and bertune predict take."
 
 
-def judge(predictor: Predictor, split: Split, listener: Listener) -> tuple[dict[str, Any], np.ndarray]:
-    """Metrics of a split, and its logits."""
-    begin = time.perf_counter()
-    with listener.work(f"Measuring {split.name} with the result", len(split)) as advance:
-        logits = predictor.backend.logits(split.tokens, advance=advance)
-    seconds = time.perf_counter() - begin
-    task = predictor.task
-    metrics = evaluate(task.kind, task.labels, logits, split.targets)
-    speed = {
-        "seconds": seconds, "examples_per_second": len(split) / seconds,
-        "tokens_per_second": int(split.tokens.offsets[-1]) / seconds, "peak_memory_bytes": peak_memory(),
-    }
-    return metrics | speed, logits
-
-
 def evaluation_padding(tokens: Encoded, fit: Fit) -> float:
     """`padding_share` of an evaluation of all rows."""
     lengths = tokens.lengths
@@ -125,24 +113,24 @@ def evaluation_padding(tokens: Encoded, fit: Fit) -> float:
 
 
 def write_predictions(
-    predictor: Predictor, split: Split, logits: np.ndarray, path: Path, *, group: str | None
+    task: Task, rule: Rule, split: Split, logits: np.ndarray, path: Path, *, group: str | None
 ) -> None:
     """A row each: file, row number, group if there are any, true label(s), prediction, and logit and probability of
     every label."""
     import polars as pl
 
-    task, table = predictor.task, split.table
+    table = split.table
     if task.kind == "single":
         truth: list[Any] = [task.labels[number] for number in split.targets]
     else:
         truth = [[task.labels[number] for number in np.flatnonzero(row)] for row in split.targets]
-    shares = probabilities(task.kind, logits)
+    shares = rule.probabilities(task.kind, logits)
     columns: dict[str, Any] = {
         "file": [Path(table.files[number]).name for number in table.file_index.tolist()],
         "row": table.row_numbers,
         **({"group": list(map(str, groups_of(table, group)))} if group else {}),
         "label": truth,
-        "prediction": predictor.names(logits),
+        "prediction": task.names(rule.decide(task.kind, logits)),
     }
     columns |= {f"prob:{label}": shares[:, place] for place, label in enumerate(task.labels)}
     columns |= {f"logit:{label}": logits[:, place] for place, label in enumerate(task.labels)}
@@ -188,7 +176,7 @@ def card_info(fit: Fit, bundle: Bundle, base: Source, metrics: dict[str, Any], o
         base_repo=preset.repo if preset else bundle.base_model.name if base.kind == "hub" else None,
         base_licence=bundle.base_model.licence, base_note=base.note,
         base_languages=preset.languages if preset else None,
-        remarks=[fit.prepared.train.tokens.truncation().sentence()],
+        remarks=[fit.prepared.train.tokens.truncation().sentence()], rule=bundle.decision,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from bertune.data.tasks import Task
 from bertune.errors import ConfigError, DataError, ModelError, listed
 from bertune.evaluate.compare import compare, holm, judgement
 from bertune.evaluate.metrics import check_metric
-from bertune.evaluate.resample import Scores
+from bertune.evaluate.resample import Scores, scores_of
+from bertune.evaluate.rule import Rule
 
 PLACE = ("file", "row")
 
@@ -36,6 +37,7 @@ class Outcome:
 
     out: Path
     task: Task
+    rule: Rule
     split: str
     frame: Any  # polars.DataFrame
 
@@ -45,7 +47,7 @@ class Outcome:
         import polars as pl
 
         out = Path(out)
-        task = Bundle.read(out, verify=False).task
+        bundle = Bundle.read(out, verify=False)
         path = predictions_file(out, split)
         try:
             frame = pl.read_parquet(path)
@@ -55,12 +57,13 @@ class Outcome:
             raise ModelError(f"{out}: has no answers on the {split} split ({path.name} is absent). {way}") from None
         except (OSError, pl.exceptions.PolarsError) as error:
             raise ModelError(f"{path}: not readable: {error}. Train again, or copy the folder again.") from None
-        return cls(out, task, split, frame)
+        return cls(out, bundle.task, bundle.decision, split, frame)
 
     def scores(self, labels: tuple[str, ...]) -> Scores:
         """Metrics of these answers, with labels in the order given."""
         logits = self.frame.select([f"logit:{label}" for label in labels]).to_numpy()
-        return Scores(self.task.kind, logits, self.targets(labels))
+        rule = self.rule.ordered([self.task.labels.index(label) for label in labels])
+        return scores_of(rule, self.task.kind, logits, self.targets(labels))
 
     def targets(self, labels: tuple[str, ...]) -> np.ndarray:
         """int64 [n], or 0/1 [n, labels]."""
@@ -92,7 +95,7 @@ class Outcome:
                 "--test and --split-seed."
             )
         frame = self.frame[[where[place] for place in places[1]]]
-        return Outcome(self.out, self.task, self.split, frame)
+        return replace(self, frame=frame)
 
 
 def compare_runs(

@@ -11,8 +11,10 @@ from bertune.config import Config
 from bertune.data.splits import groups_of
 from bertune.data.tasks import rows_of
 from bertune.evaluate.baseline import baseline_logits, plain_texts
+from bertune.evaluate.choose import choose_rule
 from bertune.evaluate.metrics import METRICS, evaluate
-from bertune.evaluate.resample import RANKED, Scores, differences, intervals
+from bertune.evaluate.resample import RANKED, Scores, differences, intervals, scores_of
+from bertune.evaluate.rule import Rule
 from bertune.training.listen import Listener
 from bertune.training.prepare import Prepared, Split
 
@@ -21,22 +23,22 @@ UNCALIBRATED = {"log_loss"}
 
 
 def standing(
-    config: Config, prepared: Prepared, logits: Mapping[str, np.ndarray], listener: Listener, *, metric: str
+    config: Config, prepared: Prepared, logits: Mapping[str, np.ndarray], rule: Rule, listener: Listener, *, metric: str
 ) -> dict[str, Any]:
-    """`intervals` and `baselines` of metrics.json; nothing where no rows were measured.
+    """`intervals` and `baselines` of metrics.json.
 
-    logits: those of the result, by split.
+    logits: those of the result, by split; rule: what turns them into answers. The linear models have their thresholds
+    chosen on the validation rows in the same way, so that a gain is not that of better thresholds.
 
     intervals: {split: as `resample.intervals` returns them}. baselines: {name: {split: {metric: value}}}, each also
     with `gain`: by how much the result is better in `metric` (or worse, if negative), with its paired 95 % interval.
     """
-    if not logits:
-        return {}
     task, splits = prepared.task, prepared.splits
     found: dict[str, Any] = {"intervals": {}, "baselines": {}}
     groups = {name: _groups(splits[name], config.data.group) for name in logits}
-    for name, values in logits.items():
-        found["intervals"][name] = intervals(task.kind, values, splits[name].targets, groups=groups[name])
+    ours = {name: scores_of(rule, task.kind, values, splits[name].targets) for name, values in logits.items()}
+    for name, scores in ours.items():
+        found["intervals"][name] = intervals(scores, groups=groups[name])
     if not config.report.baselines:
         return found
     texts = {name: plain_texts(rows_of(task, split.table, allow_empty=True)) for name, split in splits.items()}
@@ -48,13 +50,16 @@ def standing(
     for baseline, answers in simple.items():
         hidden = UNCALIBRATED | (RANKED if baseline == "majority" else set())
         found["baselines"][baseline] = {}
+        own = Rule()
+        if task.kind == "multi" and baseline != "majority" and "valid" in answers:
+            own, _ = choose_rule(config.decide, "multi", answers["valid"], splits["valid"].targets, metric=metric)
         for name, theirs in answers.items():
             targets = splits[name].targets
-            measured = evaluate(task.kind, task.labels, theirs, targets)
+            said = own.decide(task.kind, theirs)
+            measured = evaluate(task.kind, task.labels, own.calibrated(theirs), targets, said=said)
             shown = {key: measured[key] for key in METRICS if key in measured and key not in hidden}
             if metric in shown:
-                ours, other = Scores(task.kind, logits[name], targets), Scores(task.kind, theirs, targets)
-                shown["gain"] = _gain(ours, other, metric, groups[name])
+                shown["gain"] = _gain(ours[name], scores_of(own, task.kind, theirs, targets), metric, groups[name])
             found["baselines"][baseline][name] = shown
     return found
 

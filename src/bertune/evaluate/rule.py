@@ -1,0 +1,77 @@
+"""From logits to an answer: the rule that a bundle keeps and every backend applies.
+
+Logits are divided by a temperature, which makes probabilities mean what they say; in a task with any number of labels,
+those whose probability reaches their threshold are given. Fitting both is the business of `calibrate` and `thresholds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from bertune.evaluate.metrics import Array, probabilities
+
+Temperature = Annotated[float, Field(gt=0)]
+Threshold = Annotated[float, Field(ge=0, le=1)]
+
+
+class Rule(BaseModel):
+    """temperatures: one ('single'), or one a label ('multi'); thresholds: one a label, as probabilities after
+    calibration ('multi'; 1: never said). Empty: 1 and one half, that is, the model as it is.
+
+    min_labels: how many labels a row gets at least, the nearest to their thresholds; max_labels: at most.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperatures: tuple[Temperature, ...] = ()
+    thresholds: tuple[Threshold, ...] = ()
+    min_labels: int = Field(0, ge=0)
+    max_labels: int | None = Field(None, ge=1)
+
+    def calibrated(self, logits: Array) -> Array:
+        """Logits [n, L] whose softmax or sigmoid are calibrated probabilities."""
+        return logits / np.asarray(self.temperatures, np.float32) if self.temperatures else logits
+
+    def probabilities(self, kind: str, logits: Array) -> Array:
+        """Calibrated probabilities, float64 [n, L]."""
+        return probabilities(kind, self.calibrated(logits))
+
+    def decide(self, kind: str, logits: Array) -> Array:
+        """The answers as `metrics.decide` gives them: int64 [n] ('single') or bool [n, L] ('multi')."""
+        if kind == "single":
+            return np.argmax(logits, axis=-1)  # one temperature for all leaves the largest the largest
+        margins = self.margins(logits)
+        said = margins >= 0
+        if self.min_labels or self.max_labels is not None:
+            rank = np.argsort(np.argsort(-margins, axis=1, kind="stable"), axis=1)  # 0: the nearest to being said
+            said |= rank < self.min_labels
+            if self.max_labels is not None:
+                said &= rank < self.max_labels
+        return said
+
+    def margins(self, logits: Array) -> Array:
+        """How far the calibrated logits [n, L] lie above their thresholds ('multi')."""
+        calibrated = self.calibrated(logits)
+        return calibrated - logit(self.thresholds) if self.thresholds else np.asarray(calibrated)
+
+    def with_threshold(self, threshold: float, num_labels: int) -> Rule:
+        """The same calibration with one threshold for every label."""
+        return self.model_copy(update={"thresholds": (threshold,) * num_labels})
+
+    def ordered(self, order: Sequence[int]) -> Rule:
+        """The rule for labels in another order: `order` has the old place of each."""
+        new = {"thresholds": tuple(self.thresholds[place] for place in order) if self.thresholds else ()}
+        if len(self.temperatures) > 1:
+            new["temperatures"] = tuple(self.temperatures[place] for place in order)
+        return self.model_copy(update=new)
+
+
+def logit(shares: Sequence[float] | Array) -> Array:
+    """Where probabilities lie on the scale of logits; infinite for 0 and 1."""
+    exact = np.asarray(shares, np.float64)
+    with np.errstate(divide="ignore"):
+        return np.log(exact) - np.log1p(-exact)

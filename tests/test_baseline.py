@@ -30,6 +30,10 @@ def test_the_linear_model_learns_words_sides_characters_and_several_labels() -> 
     assert said(texts[:2] * 10, many, ["red", "green"], "multi", 3) == [[True, True, False], [False, True, False]]
 
 
+def test_texts_without_a_word_leave_the_majority() -> None:
+    assert said(["😀", "!!", "😀"], [1, 1, 0], ["?", "a word"]) == [1, 1]
+
+
 def test_of_very_many_rows_the_linear_model_sees_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
     texts, targets = ["red apple", "green pear"] * 50, [0, 1] * 50
     whole = TfidfLinear(texts, np.array(targets), kind="single", num_labels=2).logits(["red"])

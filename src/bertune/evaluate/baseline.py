@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -44,9 +45,14 @@ class TfidfLinear:
     """
 
     def __init__(self, texts: Texts, targets: Array, *, kind: str, num_labels: int) -> None:
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.svm import LinearSVC
 
+        self._always = majority_logits(np.asarray(targets), kind=kind, num_labels=num_labels)
+        self._words = None
+        if not any(map(_terms, texts)):
+            return  # there is no word to learn from, in emoji alone say
         chosen = np.sort(np.random.default_rng(0).permutation(len(texts))[:LARGEST])
         self._words = TfidfVectorizer(analyzer=_terms, sublinear_tf=True, dtype=np.float32)
         features = self._words.fit_transform([texts[row] for row in chosen])
@@ -56,11 +62,15 @@ class TfidfLinear:
             wanted = targets == label if kind == "single" else targets[:, label] > 0.5
             if wanted.all() or not wanted.any():
                 self._labels.append(_CERTAIN if wanted.all() else -_CERTAIN)
-            else:
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # what it has come to by then will do
                 self._labels.append(LinearSVC(random_state=0).fit(features, wanted))
 
     def logits(self, texts: Texts) -> Array:
         """Margins [n, num_labels], float32; `metrics.decide` turns them into predictions. They are not calibrated."""
+        if self._words is None:
+            return np.tile(self._always, (len(texts), 1))
         rows = self._words.transform(texts)
         logits = np.empty((rows.shape[0], len(self._labels)), np.float32)
         for column, model in enumerate(self._labels):

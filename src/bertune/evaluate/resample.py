@@ -9,6 +9,7 @@ since rows of one group are alike and count for less than as many independent on
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -82,18 +83,26 @@ class Scores:
             "mcc": _correlation(hits.sum(axis=1), calls, support, total),
         }  # fmt: skip
 
+    @cached_property
+    def _orders(self) -> tuple[list[_Order], _Order]:
+        """Of each label's logits, and of all together."""
+        labels = range(self.width)
+        alone = [_Order(self.logits[:, label], self.truth[:, label]) for label in labels]
+        return alone, _Order(self.logits.ravel(), self.truth.ravel())
+
     def _ranked(self, weights: Array) -> dict[str, Array]:
-        areas, precisions = np.empty((2, len(weights), self.width))
-        rows = np.arange(self.rows)
-        for label in range(self.width):
-            areas[:, label], precisions[:, label] = _ranking(
-                self.logits[:, label], self.truth[:, label], weights, rows
-            )
-        micro = _ranking(self.logits.ravel(), self.truth.ravel(), weights, np.repeat(rows, self.width))
-        return {
-            "roc_auc_macro": _mean_of_known(areas), "roc_auc_micro": micro[0],
-            "average_precision_macro": _mean_of_known(precisions), "average_precision_micro": micro[1],
-        }  # fmt: skip
+        by_label, together = self._orders
+        found: dict[str, list[Array]] = {name: [] for name in RANKED}
+        step = max(1, AT_ONCE // (self.rows * self.width))  # draws at once
+        for start in range(0, len(weights), step):
+            some = weights[start : start + step]
+            areas, precisions = zip(*(order.ranking(some) for order in by_label), strict=True)
+            micro = together.ranking(np.repeat(some, self.width, axis=1))
+            found["roc_auc_macro"].append(_mean_of_known(np.column_stack(areas)))
+            found["average_precision_macro"].append(_mean_of_known(np.column_stack(precisions)))
+            found["roc_auc_micro"].append(micro[0])
+            found["average_precision_micro"].append(micro[1])
+        return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def scores_of(rule: Rule, kind: str, logits: Array, targets: Array) -> Scores:
@@ -201,21 +210,26 @@ def _correlation(hits: Array, calls: Array, support: Array, total: Array) -> Arr
     return np.where(spread > 0, joint / np.sqrt(np.maximum(spread, 1e-300)), 0)
 
 
-def _ranking(scores: Array, truth: Array, weights: Array, owner: Array) -> tuple[Array, Array]:
-    """Weighted ROC AUC and average precision of one score, [draws] each; place i belongs to row owner[i]."""
-    order = np.argsort(-scores, kind="stable")
-    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # equal scores are one step
-    drawn = weights[:, owner[order]]
-    all_so_far = np.cumsum(drawn, axis=1)[:, last]
-    hits = np.cumsum(np.where(truth[order], drawn, 0), axis=1)[:, last]
-    misses = all_so_far - hits
-    positives, negatives = hits[:, -1], misses[:, -1]
-    before = np.pad(hits, ((0, 0), (1, 0)))[:, :-1]
-    steps = np.diff(misses, axis=1, prepend=0)
-    pairs = (steps * (hits + before)).sum(axis=1) / 2
-    area = _share(pairs, positives * negatives)
-    precision = hits / np.maximum(all_so_far, 1e-300)
-    return area, _share(((hits - before) * precision).sum(axis=1), positives)
+class _Order:
+    """Rows by a score from the highest down, and what follows from it under weights of the rows."""
+
+    def __init__(self, scores: Array, truth: Array) -> None:
+        self.order = np.argsort(-scores, kind="stable")
+        self.last = np.flatnonzero(np.append(np.diff(scores[self.order]) != 0, True))  # equal scores are one step
+        self.truth = truth[self.order]
+
+    def ranking(self, weights: Array) -> tuple[Array, Array]:
+        """Weighted ROC AUC and average precision, [draws] each; NaN where a draw leaves them undefined."""
+        drawn = weights[:, self.order]
+        all_so_far = np.cumsum(drawn, axis=1)[:, self.last]
+        hits = np.cumsum(np.where(self.truth, drawn, 0), axis=1)[:, self.last]
+        misses = all_so_far - hits
+        positives, negatives = hits[:, -1], misses[:, -1]
+        before = np.pad(hits, ((0, 0), (1, 0)))[:, :-1]
+        steps = np.diff(misses, axis=1, prepend=0)
+        pairs = (steps * (hits + before)).sum(axis=1) / 2
+        precision = hits / np.maximum(all_so_far, 1e-300)
+        return _share(pairs, positives * negatives), _share(((hits - before) * precision).sum(axis=1), positives)
 
 
 def _share(part: Array, whole: Array) -> Array:

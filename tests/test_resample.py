@@ -135,3 +135,16 @@ def test_very_many_rows_are_drawn_fewer_times() -> None:
     assert draws_for(1_000, 6) == DRAWS
     assert FEWEST < draws_for(100_000, 6) < DRAWS
     assert draws_for(10_000_000, 28) == FEWEST
+
+
+def test_of_many_different_scores_neighbours_share_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    truth = (random.random((3000, 2)) < 0.3).astype(np.float32)
+    logits = random.normal(size=(3000, 2)) + truth
+    weights = np.ones((1, 3000))
+    exact = Scores("multi", logits, truth)(weights)
+    monkeypatch.setattr("bertune.evaluate.resample.STEPS", 100)
+    rough = Scores("multi", logits, truth)(weights)
+    for name in ("roc_auc_macro", "roc_auc_micro"):
+        assert 0 < abs(exact[name][0] - rough[name][0]) < 0.01, name
+    assert rough["average_precision_macro"] == pytest.approx(exact["average_precision_macro"], abs=0.01)

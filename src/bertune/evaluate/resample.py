@@ -21,6 +21,7 @@ LEVEL = 0.95
 DRAWS = 1000
 FEWEST = 200  # draws, however large the data is
 WORK = 400_000_000  # rows x labels x draws at most beyond that; on so many rows intervals are narrow anyway
+STEPS = 4096  # of a ranking
 AT_ONCE = 4_000_000  # weights in memory, 32 MB
 
 # Metrics that come from the order of the logits, not from sums over rows.
@@ -86,23 +87,18 @@ class Scores:
     @cached_property
     def _orders(self) -> tuple[list[_Order], _Order]:
         """Of each label's logits, and of all together."""
-        labels = range(self.width)
-        alone = [_Order(self.logits[:, label], self.truth[:, label]) for label in labels]
-        return alone, _Order(self.logits.ravel(), self.truth.ravel())
+        rows = np.arange(self.rows)
+        alone = [_Order(self.logits[:, label], self.truth[:, label], rows) for label in range(self.width)]
+        return alone, _Order(self.logits.ravel(), self.truth.ravel(), np.repeat(rows, self.width))
 
     def _ranked(self, weights: Array) -> dict[str, Array]:
         by_label, together = self._orders
-        found: dict[str, list[Array]] = {name: [] for name in RANKED}
-        step = max(1, AT_ONCE // (self.rows * self.width))  # draws at once
-        for start in range(0, len(weights), step):
-            some = weights[start : start + step]
-            areas, precisions = zip(*(order.ranking(some) for order in by_label), strict=True)
-            micro = together.ranking(np.repeat(some, self.width, axis=1))
-            found["roc_auc_macro"].append(_mean_of_known(np.column_stack(areas)))
-            found["average_precision_macro"].append(_mean_of_known(np.column_stack(precisions)))
-            found["roc_auc_micro"].append(micro[0])
-            found["average_precision_micro"].append(micro[1])
-        return {name: np.concatenate(parts) for name, parts in found.items()}
+        areas, precisions = zip(*(order.ranking(weights) for order in by_label), strict=True)
+        micro = together.ranking(weights)
+        return {
+            "roc_auc_macro": _mean_of_known(np.column_stack(areas)), "roc_auc_micro": micro[0],
+            "average_precision_macro": _mean_of_known(np.column_stack(precisions)), "average_precision_micro": micro[1],
+        }  # fmt: skip
 
 
 def scores_of(rule: Rule, kind: str, logits: Array, targets: Array) -> Scores:
@@ -121,7 +117,7 @@ def resamples(
     """Weights of bootstrap draws, float64 [some, rows] at a time; equal `groups` are drawn together."""
     random = np.random.default_rng(seed)
     member, units = cluster(rows, groups)
-    step = max(1, AT_ONCE // rows)
+    step = max(1, AT_ONCE // max(rows, STEPS))
     for start in range(0, draws, step):
         size = min(step, draws - start)
         counts = np.stack([np.bincount(random.integers(0, units, units), minlength=units) for _ in range(size)])
@@ -211,25 +207,35 @@ def _correlation(hits: Array, calls: Array, support: Array, total: Array) -> Arr
 
 
 class _Order:
-    """Rows by a score from the highest down, and what follows from it under weights of the rows."""
+    """Places by a score from the highest down, in steps of equal scores, and what follows under weights of the rows.
 
-    def __init__(self, scores: Array, truth: Array) -> None:
-        self.order = np.argsort(-scores, kind="stable")
-        self.last = np.flatnonzero(np.append(np.diff(scores[self.order]) != 0, True))  # equal scores are one step
-        self.truth = truth[self.order]
+    scores, truth: [places]; owner: the row of each place. Of more than `STEPS` different scores neighbours share a
+    step, which moves a ROC AUC by less than 1 / STEPS.
+    """
+
+    def __init__(self, scores: Array, truth: Array, owner: Array) -> None:
+        from scipy.sparse import csr_array
+
+        order = np.argsort(-scores, kind="stable")
+        step = np.cumsum(np.append(False, np.diff(scores[order]) != 0))
+        if step[-1] >= STEPS:
+            first = np.searchsorted(step, step)  # where the step of each place begins
+            step = first * STEPS // len(scores)
+        shape = (int(step[-1]) + 1, int(owner.max()) + 1)
+        rows, said = owner[order], truth[order]
+        self.places = csr_array((np.ones(len(rows)), (step, rows)), shape=shape)
+        self.positives = csr_array((np.ones(int(said.sum())), (step[said], rows[said])), shape=shape)
 
     def ranking(self, weights: Array) -> tuple[Array, Array]:
         """Weighted ROC AUC and average precision, [draws] each; NaN where a draw leaves them undefined."""
-        drawn = weights[:, self.order]
-        all_so_far = np.cumsum(drawn, axis=1)[:, self.last]
-        hits = np.cumsum(np.where(self.truth, drawn, 0), axis=1)[:, self.last]
-        misses = all_so_far - hits
-        positives, negatives = hits[:, -1], misses[:, -1]
-        before = np.pad(hits, ((0, 0), (1, 0)))[:, :-1]
-        steps = np.diff(misses, axis=1, prepend=0)
-        pairs = (steps * (hits + before)).sum(axis=1) / 2
-        precision = hits / np.maximum(all_so_far, 1e-300)
-        return _share(pairs, positives * negatives), _share(((hits - before) * precision).sum(axis=1), positives)
+        turned = np.ascontiguousarray(weights.T)
+        fresh = self.positives @ turned  # [steps, draws]
+        hits, so_far = np.cumsum(fresh, axis=0), np.cumsum(self.places @ turned, axis=0)
+        misses = so_far - hits
+        positives, negatives = hits[-1], misses[-1]
+        pairs = (np.diff(misses, axis=0, prepend=0) * (hits - fresh / 2)).sum(axis=0)
+        precision = hits / np.maximum(so_far, 1e-300)
+        return _share(pairs, positives * negatives), _share((fresh * precision).sum(axis=0), positives)
 
 
 def _share(part: Array, whole: Array) -> Array:

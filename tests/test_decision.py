@@ -60,14 +60,14 @@ def test_metrics_are_those_of_the_answers_that_are_given(tuned: Result) -> None:
     model = bertune.load(tuned.out, threads=1)
     table = pl.read_parquet(tuned.out / "run/predictions-test.parquet")
     logits = table.select(f"logit:{label}" for label in model.labels).to_numpy()
-    heats = np.array(model.rule.temperatures or 1.0)
-    said = sigmoid(logits / heats) >= np.array(model.rule.thresholds)
+    calibrated = logits / np.array(model.rule.temperatures or 1.0) + np.array(model.rule.biases or 0.0)
+    said = sigmoid(calibrated) >= np.array(model.rule.thresholds)
     assert table["prediction"].to_list() == model.task.names(said)
-    assert np.allclose(table.select(f"prob:{label}" for label in model.labels), sigmoid(logits / heats), atol=1e-6)
+    assert np.allclose(table.select(f"prob:{label}" for label in model.labels), sigmoid(calibrated), atol=1e-6)
     truth = np.array([[label in row for label in model.labels] for row in table["label"]])
     assert tuned.metrics["test"]["subset_accuracy"] == pytest.approx((said == truth).all(axis=1).mean())
     half = tuned.metrics["thresholds"]["test"]["at_half"]["subset_accuracy"]
-    assert half == pytest.approx(((logits >= 0) == truth).all(axis=1).mean())
+    assert half == pytest.approx(((calibrated >= 0) == truth).all(axis=1).mean())
     for split in ("valid", "test"):
         found = tuned.metrics["calibration"][split]
         assert set(found) == {"before", "after"}
@@ -124,7 +124,7 @@ def test_one_label_a_row_has_a_temperature_and_no_threshold(tiny_bert: Path, tmp
         settings=FEW_STEPS | {"train.epochs": 30, "train.lr": 2e-2},
     )
     assert "thresholds" not in result.metrics
-    assert set(result.metrics["calibration"]) == {"temperatures", "valid", "test"}
+    assert set(result.metrics["calibration"]) == {"temperatures", "biases", "valid", "test"}
     model = bertune.load(out, threads=1)
     with pytest.raises(ConfigError, match=r"--threshold 0\.3: this model gives the likeliest label"):
         model.predict(["the cat"], threshold=0.3)

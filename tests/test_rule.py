@@ -15,7 +15,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, f1_score, log_loss
 
 from bertune.config import DecideConfig
-from bertune.evaluate.calibrate import FEWEST_ROWS, calibration, temperatures
+from bertune.evaluate.calibrate import FEWEST_ROWS, calibration, fit
 from bertune.evaluate.choose import choose_rule, fixed_rule
 from bertune.evaluate.metrics import decide, sigmoid, softmax
 from bertune.evaluate.rule import Rule, logit
@@ -41,7 +41,7 @@ def multi(rows: int, *, heat: Any = 1.0, base: Any = (0.0, -1.0, -3.0), seed: in
 @pytest.mark.parametrize("heat", [0.4, 1.7, 5.0])
 def test_a_temperature_undoes_what_made_logits_too_sure(heat: float) -> None:
     logits, targets = single(6000, heat=heat)
-    (found,) = temperatures("single", logits, targets)
+    (found,) = fit("single", logits, targets).temperatures
     assert found == pytest.approx(heat, rel=0.08)
     wanted = minimize(lambda t: log_loss(targets, softmax(logits / t[0])), [1.0], method="Nelder-Mead").x[0]
     assert found == pytest.approx(wanted, rel=1e-3)
@@ -50,16 +50,33 @@ def test_a_temperature_undoes_what_made_logits_too_sure(heat: float) -> None:
 
 def test_each_label_has_a_temperature_of_its_own_but_rare_ones_that_of_all() -> None:
     logits, targets = multi(6000, heat=(3.0, 0.5, 1.0, 1.0), base=(0.0, 0.0, -1.0, -12.0))
-    found = temperatures("multi", logits, targets)
+    found = fit("multi", logits, targets).temperatures
     assert found[:3] == pytest.approx((3.0, 0.5, 1.0), rel=0.12)
     assert targets[:, 3].sum() < 20
     assert 0.5 < found[3] < 3.0 and found[3] not in found[:3]
 
 
+def test_labels_that_are_rarer_here_than_in_training_are_corrected_by_biases() -> None:
+    logits, targets = single(6000, heat=1.0)
+    move = np.array([0.0, 1.5, -1.0], np.float32)
+    rule = fit("single", logits + move, targets)
+    assert np.allclose(np.subtract(rule.biases, np.mean(rule.biases)), move.mean() - move, atol=0.12)
+    before, after = (np.mean(rule.decide("single", logits + move) == targets) for rule in (Rule(), rule))
+    assert after > before + 0.05
+    alone, truth = multi(6000)
+    assert np.allclose(fit("multi", alone + move, truth).biases, -move, atol=0.25)
+
+
+def test_where_a_temperature_is_enough_there_are_no_biases() -> None:
+    found = [fit("single", *single(800, heat=3.0, seed=seed)) for seed in range(10)]
+    assert all(rule.temperatures for rule in found)
+    assert sum(not rule.biases for rule in found) >= 7
+
+
 def test_few_rows_and_calibrated_logits_are_left_alone() -> None:
     logits, targets = single(FEWEST_ROWS - 1, heat=4.0)
-    assert temperatures("single", logits, targets) == ()
-    left = sum(temperatures("single", *single(150, heat=1.0, seed=seed)) == () for seed in range(20))
+    assert fit("single", logits, targets) == Rule()
+    left = sum(fit("single", *single(150, heat=1.0, seed=seed)) == Rule() for seed in range(20))
     assert left >= 10  # on the rows themselves every one would have gained
 
 
@@ -184,6 +201,7 @@ def test_a_rule_says_what_it_is_told_to() -> None:
     assert at_most.decide("multi", logits).tolist() == [[True, False, False], [False, False, False]]
     assert Rule(thresholds=(1.0, 0.0, 0.5)).decide("multi", 50 * logits)[0].tolist() == [False, True, False]
     assert rule.with_threshold(0.5, 3).thresholds == (0.5,) * 3
+    rule = rule.model_copy(update={"biases": (0.1, -0.2, 0.5)})
     turned = rule.ordered([2, 0, 1])
     assert (turned.decide("multi", logits[:, [2, 0, 1]]) == rule.decide("multi", logits)[:, [2, 0, 1]]).all()
 

@@ -94,7 +94,8 @@ class Bundle(BaseModel):
     def _rule_of_these_labels(self) -> Bundle:
         count, rule = self.task.num_labels, self.decision
         heats = (0, 1) if self.task.kind == "single" else (0, count)
-        if len(rule.temperatures) not in heats or len(rule.thresholds) not in (0, count):
+        others = {len(rule.biases), len(rule.thresholds)}
+        if len(rule.temperatures) not in heats or not others <= {0, count}:
             raise ValueError(f"the decision rule is not one for {count} labels")
         return self
 

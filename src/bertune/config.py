@@ -352,7 +352,7 @@ class DecideConfig(_Section):
     """How logits become answers; what is open here is chosen on the validation rows, and kept with the model."""
 
     calibration: Literal["auto", "none"] = Field(
-        "auto", description="auto: temperatures, where they lower the log loss of rows they were not fitted on."
+        "auto", description="auto: temperatures, and a bias a label, where they lower the log loss of other rows."
     )
     threshold: float | Literal["auto", "half", "global", "label"] = Field(
         "auto",

@@ -1,7 +1,8 @@
-"""Do probabilities mean what they say? Temperatures that make them, and figures that tell.
+"""Do probabilities mean what they say? Temperatures and biases that make them, and figures that tell.
 
 Guo et al. 2017 (arXiv 1706.04599): a network's logits divided by one number, fitted on rows it did not train on, are
-calibrated about as well as by any richer method, and no answer changes.
+calibrated about as well as by any richer method. Where labels are more or less frequent than in training, a bias a
+label corrects for it, and then answers change too.
 """
 
 from __future__ import annotations
@@ -12,40 +13,70 @@ import numpy as np
 
 from bertune.evaluate.metrics import Array, log_softmax, probabilities
 from bertune.evaluate.resample import folds_of
+from bertune.evaluate.rule import Rule
 
 BINS = 15
 FEWEST_ROWS = 100  # to fit one temperature; fewer say too little
-FEWEST_CASES = 20  # rows with a label, and without it, for a temperature of its own
+FEWEST_CASES = 20  # rows with a label, and without it, for a calibration of its own
 RANGE = (0.05, 20.0)
 
 
-def temperatures(kind: str, logits: Array, targets: Array) -> tuple[float, ...]:
-    """One temperature ('single'), or one a label ('multi'), fitted on these rows; () where the model is left as it is:
-    on few rows, or where fitting on some rows does not lower the log loss of others (five folds).
+def fit(kind: str, logits: Array, targets: Array) -> Rule:
+    """The calibration of these rows: none, temperatures, or temperatures with a bias a label, whichever is the simplest
+    that is clearly not worse on rows that it was not fitted on (five folds; one standard error of the log loss).
 
-    A label with few cases takes the temperature of all labels together.
+    One temperature ('single'), or one a label ('multi'; a label with few cases takes that of all labels together). On
+    few rows the model is left as it is.
     """
+    best = Rule()
     if len(logits) < FEWEST_ROWS:
-        return ()
-    out_of_fold = np.empty(np.shape(logits), np.float64)
-    for inside, outside in folds_of(len(logits)):
-        out_of_fold[outside] = logits[outside] / np.asarray(_fit(kind, logits[inside], targets[inside]))
-    if _cost(kind, out_of_fold, targets) >= _cost(kind, logits, targets):
-        return ()
-    return _fit(kind, logits, targets)
+        return best
+    chosen, lowest = None, _costs(kind, logits, targets)
+    for way in (_temperatures, _with_biases):
+        out_of_fold = np.empty(np.shape(logits), np.float64)
+        for inside, outside in folds_of(len(logits)):
+            out_of_fold[outside] = way(kind, logits[inside], targets[inside]).calibrated(logits[outside])
+        costs = _costs(kind, out_of_fold, targets)
+        gains = lowest - costs
+        if gains.mean() > gains.std() / len(gains) ** 0.5:
+            chosen, lowest = way, costs
+    return best if chosen is None else chosen(kind, logits, targets)
 
 
-def _fit(kind: str, logits: Array, targets: Array) -> tuple[float, ...]:
+def _temperatures(kind: str, logits: Array, targets: Array) -> Rule:
     together = _best(kind, logits, targets)
     if kind == "single":
-        return (together,)
+        return Rule(temperatures=(together,))
     found = []
     for label in range(logits.shape[1]):
-        positives = int((targets[:, label] > 0.5).sum())
-        enough = min(positives, len(targets) - positives) >= FEWEST_CASES
         own = slice(label, label + 1)
+        enough = _enough(targets[:, label])
         found.append(_best(kind, logits[:, own], targets[:, own]) if enough else together)
-    return tuple(found)
+    return Rule(temperatures=tuple(found))
+
+
+def _with_biases(kind: str, logits: Array, targets: Array) -> Rule:
+    """Temperature and biases together: for one label a row Alexandari et al. 2020 (arXiv 1901.06852), who correct for
+    labels that are rarer or more frequent here than in training; for labels that stand alone Platt 1999."""
+    if kind == "single":
+        heat, biases = _best_with_biases(kind, logits, targets)
+        return Rule(temperatures=(heat,), biases=tuple(biases))
+    plain = _temperatures(kind, logits, targets)
+    found = []
+    for label, heat in enumerate(plain.temperatures):
+        own = slice(label, label + 1)
+        if _enough(targets[:, label]):
+            heat, (bias,) = _best_with_biases(kind, logits[:, own], targets[:, own])
+            found.append((heat, bias))
+        else:
+            found.append((heat, 0.0))
+    heats, moves = zip(*found, strict=True)
+    return Rule(temperatures=heats, biases=moves)
+
+
+def _enough(targets: Array) -> bool:
+    positives = int((targets > 0.5).sum())
+    return min(positives, len(targets) - positives) >= FEWEST_CASES
 
 
 def _best(kind: str, logits: Array, targets: Array) -> float:
@@ -55,17 +86,37 @@ def _best(kind: str, logits: Array, targets: Array) -> float:
     exact = np.asarray(logits, np.float64)
     low, high = np.log(RANGE)
     found = minimize_scalar(
-        lambda power: _cost(kind, exact / np.exp(power), targets), bounds=(low, high), method="bounded"
+        lambda power: _costs(kind, exact / np.exp(power), targets).mean(), bounds=(low, high), method="bounded"
     )
     return float(np.exp(found.x))
 
 
-def _cost(kind: str, logits: Array, targets: Array) -> float:
-    """Mean log loss over rows, and labels of a multi-label task."""
+def _best_with_biases(kind: str, logits: Array, targets: Array) -> tuple[float, list[float]]:
+    """Temperature and biases [L] of the least log loss; a normal prior on the biases lets few rows move little."""
+    from scipy.optimize import minimize
+
+    exact, count = np.asarray(logits, np.float64), len(logits)
+    truth = np.arange(exact.shape[1]) == targets[:, None] if kind == "single" else targets > 0.5
+
+    def cost(point: Array) -> tuple[float, Array]:
+        scaled = exact * np.exp(point[0])
+        moved = scaled + point[1:]
+        value = _costs(kind, moved, targets).mean() + (point[1:] ** 2).sum() / (2 * count)
+        slope = (probabilities(kind, moved) - truth) / count
+        return float(value), np.append((slope * scaled).sum(), slope.sum(axis=0) + point[1:] / count)
+
+    limit = -np.log(RANGE[1]), -np.log(RANGE[0])
+    begin = np.zeros(exact.shape[1] + 1)
+    found = minimize(cost, begin, jac=True, method="L-BFGS-B", bounds=[limit, *[(-20, 20)] * exact.shape[1]])
+    return float(np.exp(-found.x[0])), [float(bias) for bias in found.x[1:]]
+
+
+def _costs(kind: str, logits: Array, targets: Array) -> Array:
+    """The log loss of each row, of several labels their mean."""
     if kind == "single":
-        return float(-log_softmax(logits)[np.arange(len(targets)), targets].mean())
+        return -log_softmax(logits)[np.arange(len(targets)), targets]
     exact = np.asarray(logits, np.float64)
-    return float((np.logaddexp(0, exact) - np.where(targets > 0.5, exact, 0)).mean())
+    return np.asarray((np.logaddexp(0, exact) - np.where(targets > 0.5, exact, 0)).mean(axis=1))
 
 
 def calibration(kind: str, logits: Array, targets: Array) -> dict[str, Any]:
@@ -87,7 +138,8 @@ def calibration(kind: str, logits: Array, targets: Array) -> dict[str, Any]:
         sure, right = shares.ravel(), truth.ravel()
     bins = reliability(sure, right)
     error = sum(row["count"] * abs(row["probability"] - row["right"]) for row in bins) / len(sure)
-    return {"log_loss": _cost(kind, logits, targets), "brier": brier, "ece": float(error), "reliability": bins}
+    loss = float(_costs(kind, logits, targets).mean())
+    return {"log_loss": loss, "brier": brier, "ece": float(error), "reliability": bins}
 
 
 def reliability(sure: Array, right: Array) -> list[dict[str, float]]:

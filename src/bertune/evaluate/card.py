@@ -231,9 +231,11 @@ def _limits(info: CardInfo) -> Iterable[str]:
     yield "It repeats what its training data holds, errors and one-sidedness included."
     if info.rule.temperatures:
         heats = _joined((f"{heat:.3g}" for heat in info.rule.temperatures), 40)
+        moves = _joined((f"{bias:+.3g}" for bias in info.rule.biases), 40)
         yield (
-            f"Probabilities were calibrated on the valid split: logits are divided by {heats}. bertune does so by "
-            "itself; other programs see the logits as they are."
+            f"Probabilities were calibrated on the valid split: logits are divided by {heats}"
+            f"{f', then {moves} is added, label by label' if moves else ''}. bertune does so by itself; other programs "
+            "see the logits as they are."
         )
     else:
         yield "Probabilities are the model's own and have not been calibrated."

@@ -19,8 +19,7 @@ def choose_rule(
 
     logits: float [n, L] and targets of the validation rows; metric: the name that chose the epoch.
     """
-    fitted = () if config.calibration == "none" else calibrate.temperatures(kind, logits, targets)
-    rule = Rule(temperatures=fitted)
+    rule = Rule() if config.calibration == "none" else calibrate.fit(kind, logits, targets)
     if kind == "single":
         return rule, {}
     calibrated, width = rule.calibrated(logits), logits.shape[1]
@@ -43,7 +42,7 @@ def choose_rule(
     told["values"] = [float(value) for value in found]
     cut = () if told["way"] == "half" else tuple(told["values"])
     limits = {"min_labels": config.min_labels, "max_labels": config.max_labels}
-    return Rule(temperatures=fitted, thresholds=cut, **limits), told
+    return Rule.model_validate({**dict(rule), "thresholds": cut, **limits}), told
 
 
 def fixed_rule(config: DecideConfig, kind: str, num_labels: int) -> Rule:

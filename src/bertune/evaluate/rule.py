@@ -1,7 +1,8 @@
 """From logits to an answer: the rule that a bundle keeps and every backend applies.
 
-Logits are divided by a temperature, which makes probabilities mean what they say; in a task with any number of labels,
-those whose probability reaches their threshold are given. Fitting both is the business of `calibrate` and `thresholds`.
+Logits are divided by a temperature and moved by a bias a label, which makes probabilities mean what they say; in a task
+with any number of labels, those whose probability reaches their threshold are given. Fitting both is the business of
+`calibrate` and `thresholds`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ Threshold = Annotated[float, Field(ge=0, le=1)]
 
 
 class Rule(BaseModel):
-    """temperatures: one ('single'), or one a label ('multi'); thresholds: one a label, as probabilities after
-    calibration ('multi'; 1: never said). Empty: 1 and one half, that is, the model as it is.
+    """temperatures: one ('single'), or one a label ('multi'); biases: one a label, added after; thresholds: one a
+    label, as probabilities after calibration ('multi'; 1: never said). Empty: 1, 0 and one half, the model as it is.
 
     min_labels: how many labels a row gets at least, the nearest to their thresholds; max_labels: at most.
     """
@@ -28,13 +29,15 @@ class Rule(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     temperatures: tuple[Temperature, ...] = ()
+    biases: tuple[float, ...] = ()
     thresholds: tuple[Threshold, ...] = ()
     min_labels: int = Field(0, ge=0)
     max_labels: int | None = Field(None, ge=1)
 
     def calibrated(self, logits: Array) -> Array:
         """Logits [n, L] whose softmax or sigmoid are calibrated probabilities."""
-        return logits / np.asarray(self.temperatures, np.float32) if self.temperatures else logits
+        found = logits / np.asarray(self.temperatures, np.float32) if self.temperatures else logits
+        return found + np.asarray(self.biases, np.float32) if self.biases else found
 
     def probabilities(self, kind: str, logits: Array) -> Array:
         """Calibrated probabilities, float64 [n, L]."""
@@ -43,7 +46,8 @@ class Rule(BaseModel):
     def decide(self, kind: str, logits: Array) -> Array:
         """The answers as `metrics.decide` gives them: int64 [n] ('single') or bool [n, L] ('multi')."""
         if kind == "single":
-            return np.argmax(logits, axis=-1)  # one temperature for all leaves the largest the largest
+            # One temperature for all leaves the largest the largest, but may round two to one.
+            return np.argmax(self.calibrated(logits) if self.biases else logits, axis=-1)
         margins = self.margins(logits)
         said = margins >= 0
         if self.min_labels or self.max_labels is not None:
@@ -64,9 +68,8 @@ class Rule(BaseModel):
 
     def ordered(self, order: Sequence[int]) -> Rule:
         """The rule for labels in another order: `order` has the old place of each."""
-        new = {"thresholds": tuple(self.thresholds[place] for place in order) if self.thresholds else ()}
-        if len(self.temperatures) > 1:
-            new["temperatures"] = tuple(self.temperatures[place] for place in order)
+        fields = {"temperatures": self.temperatures, "biases": self.biases, "thresholds": self.thresholds}
+        new = {name: tuple(values[place] for place in order) for name, values in fields.items() if len(values) > 1}
         return self.model_copy(update=new)
 
 

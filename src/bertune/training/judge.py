@@ -44,7 +44,7 @@ def decide_how(
     else:
         rule, told = choose_rule(config, task.kind, logits["valid"], splits["valid"].targets, metric=metric)
         say(sentence(rule, told, task, len(splits["valid"])))
-    found: dict[str, Any] = {"calibration": {"temperatures": list(rule.temperatures)}}
+    found: dict[str, Any] = {"calibration": {"temperatures": list(rule.temperatures), "biases": list(rule.biases)}}
     if told:
         found["thresholds"] = {**told, "labels": list(task.labels)}
     for name, values in logits.items():
@@ -74,6 +74,8 @@ def sentence(rule: Rule, told: Mapping[str, Any], task: Task, rows: int) -> str:
         heat = f"temperature {heats[0]:.2f}"
     else:
         heat = f"temperatures {heats[0]:.2f} to {heats[-1]:.2f}"
+    if rule.biases:
+        heat += f", biases {min(rule.biases):+.2f} to {max(rule.biases):+.2f}"
     parts = [f"Decision rule, from {rows:,} validation rows: {heat}"]
     if told:
         cuts = sorted(set(told["values"]))

@@ -27,8 +27,8 @@ def standing(
 ) -> dict[str, Any]:
     """`intervals` and `baselines` of metrics.json.
 
-    logits: those of the result, by split; rule: what turns them into answers. The linear models have their thresholds
-    chosen on the validation rows in the same way, so that a gain is not that of better thresholds.
+    logits: those of the result, by split; rule: what turns them into answers. The linear models have a rule of
+    their own, chosen on the validation rows in the same way, so that a gain is not that of the rule.
 
     intervals: {split: as `resample.intervals` returns them}. baselines: {name: {split: {metric: value}}}, each also
     with `gain`: by how much the result is better in `metric` (or worse, if negative), with its paired 95 % interval.
@@ -51,8 +51,8 @@ def standing(
         hidden = UNCALIBRATED | (RANKED if baseline == "majority" else set())
         found["baselines"][baseline] = {}
         own = Rule()
-        if task.kind == "multi" and baseline != "majority" and "valid" in answers:
-            own, _ = choose_rule(config.decide, "multi", answers["valid"], splits["valid"].targets, metric=metric)
+        if baseline != "majority" and "valid" in answers:
+            own, _ = choose_rule(config.decide, task.kind, answers["valid"], splits["valid"].targets, metric=metric)
         for name, theirs in answers.items():
             targets = splits[name].targets
             said = own.decide(task.kind, theirs)

@@ -24,7 +24,7 @@ LAYERS = (
     ("data",),
     ("hub",),
     ("config",),
-    ("files", "paths", "presets", "settings"),
+    ("files", "paths", "presets", "sections", "settings"),
     ("errors",),
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}

@@ -6,95 +6,57 @@ a field without a flag is reached with `--set section.name=value`.
 
 from __future__ import annotations
 
-import csv
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, ValidationError, field_validator
 
 from bertune.errors import ConfigError
 from bertune.paths import size_in_bytes
+from bertune.sections import Section, flag
 from bertune.settings import merge, read_yaml, sentence
-
-
-def _flag(name: str, *, group: str, metavar: str | None = None) -> dict[str, Any]:
-    return {"flag": name, "group": group, "metavar": metavar}
-
-
-def takes_commas(field: FieldInfo) -> bool:
-    """Whether one value on the command line holds the whole list, a,b,c; other lists grow by repeating the option."""
-    extra = field.json_schema_extra
-    return isinstance(extra, dict) and "," in str(extra.get("metavar") or "")
-
-
-def split_list(text: str) -> list[str]:
-    """`a, b,"c, d"` -> a | b | c, d; ValueError where the text is no such list."""
-    try:
-        return next(csv.reader([text], skipinitialspace=True), [])
-    except csv.Error:  # a line break outside quotes
-        raise ValueError("a list a,b,c stands on one line") from None
-
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _as_list(cls, value: object, info: ValidationInfo) -> object:
-        """A list may be written as one value (`text: TITLE`), or as on the command line (`labels: a,b,c`)."""
-        field = cls.model_fields[str(info.field_name)]
-        if get_origin(field.annotation) is not list:
-            return value
-        if isinstance(value, str):
-            return split_list(value) if takes_commas(field) else [value]
-        values = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-        if any(isinstance(item, bool) for item in values):
-            raise ValueError("unquoted yes, no, on and off are true and false in YAML; put them in quotes")
-        return [str(item) if isinstance(item, int) else item for item in values]
-
-
-class ReadConfig(_Section):
+class ReadConfig(Section):
     """How a file becomes rows."""
 
     format: Literal["auto", "csv", "tsv", "jsonl", "parquet", "text"] = Field(
         "auto",
         description="File format; auto goes by the file name and what the file begins with.",
-        json_schema_extra=_flag("--format", group="Reading"),
+        json_schema_extra=flag("--format", group="Reading"),
     )
     header: Literal["auto", "yes", "no"] = Field(
         "auto",
         description="Whether the first row names the columns.",
-        json_schema_extra=_flag("--header", group="Reading"),
+        json_schema_extra=flag("--header", group="Reading"),
     )
     columns: list[str] = Field(
         [],
         description="Column names a,b,c for a file without a header, or with --header yes in place of it.",
-        json_schema_extra=_flag("--columns", group="Reading", metavar="A,B,C"),
+        json_schema_extra=flag("--columns", group="Reading", metavar="A,B,C"),
     )
     encoding: str | None = Field(
         None,
         description="Text encoding; by default UTF-8 with or without BOM.",
-        json_schema_extra=_flag("--encoding", group="Reading"),
+        json_schema_extra=flag("--encoding", group="Reading"),
     )
     quoting: Literal["auto", "quoted", "literal"] = Field(
         "auto",
         description="Whether quotes enclose cells; auto: CSV yes, TSV only where it is consistently quoted.",
-        json_schema_extra=_flag("--quoting", group="Reading"),
+        json_schema_extra=flag("--quoting", group="Reading"),
     )
     layout: Literal["auto", "snli", "trec"] = Field(
         "auto",
         description="Official layout of a well-known data set.",
-        json_schema_extra=_flag("--layout", group="Reading"),
+        json_schema_extra=flag("--layout", group="Reading"),
     )
     drop_label: list[str] = Field(
         [],
         description="Leave out rows with this label value, and count them.",
-        json_schema_extra=_flag("--drop-label", group="Reading", metavar="VALUE"),
+        json_schema_extra=flag("--drop-label", group="Reading", metavar="VALUE"),
     )
 
 
@@ -105,56 +67,56 @@ class DataConfig(ReadConfig):
     text: list[str] = Field(
         [],
         description="Text column; repeat to join several.",
-        json_schema_extra=_flag("--text", group="Data", metavar="COLUMN"),
+        json_schema_extra=flag("--text", group="Data", metavar="COLUMN"),
     )
     text_pair: list[str] = Field(
         [],
         description="Column of the second side of a pair; repeat to join several.",
-        json_schema_extra=_flag("--text-pair", group="Data", metavar="COLUMN"),
+        json_schema_extra=flag("--text-pair", group="Data", metavar="COLUMN"),
     )
     label: list[str] = Field(
         [],
         description="Label column; several are the 0/1 columns of one multi-label task.",
-        json_schema_extra=_flag("--label", group="Data", metavar="COLUMN"),
+        json_schema_extra=flag("--label", group="Data", metavar="COLUMN"),
     )
     task: Literal["auto", "single", "multi"] = Field(
-        "auto", description="One label a row, or any number.", json_schema_extra=_flag("--task", group="Data")
+        "auto", description="One label a row, or any number.", json_schema_extra=flag("--task", group="Data")
     )
     labels: list[str] = Field(
         [],
         description="All labels in order, a,b,c; by default those found in the data.",
-        json_schema_extra=_flag("--labels", group="Data", metavar="A,B,C"),
+        json_schema_extra=flag("--labels", group="Data", metavar="A,B,C"),
     )
     label_names: str | None = Field(
         None,
         description="File with a label name a line; label cells are then line numbers from 0 or names.",
-        json_schema_extra=_flag("--label-names", group="Data", metavar="FILE"),
+        json_schema_extra=flag("--label-names", group="Data", metavar="FILE"),
     )
     label_sep: str | None = Field(
         None,
         description="Separator inside a cell that holds several labels.",
-        json_schema_extra=_flag("--label-sep", group="Data"),
+        json_schema_extra=flag("--label-sep", group="Data"),
     )
     valid: str | float | None = Field(
         None,
         description="Validation file, or a fraction of the rows.",
-        json_schema_extra=_flag("--valid", group="Data", metavar="FILE|FRACTION"),
+        json_schema_extra=flag("--valid", group="Data", metavar="FILE|FRACTION"),
     )
     test: str | float | None = Field(
         None,
         description="Test file, or a fraction of the rows.",
-        json_schema_extra=_flag("--test", group="Data", metavar="FILE|FRACTION"),
+        json_schema_extra=flag("--test", group="Data", metavar="FILE|FRACTION"),
     )
     hold_out: bool = Field(
         True, description="Without --valid and --test, hold out a tenth of the rows for each; otherwise all rows train."
     )
     split_seed: int = Field(
-        0, ge=0, lt=2**32, description="Seed of the split.", json_schema_extra=_flag("--split-seed", group="Data")
+        0, ge=0, lt=2**32, description="Seed of the split.", json_schema_extra=flag("--split-seed", group="Data")
     )
     group: str | None = Field(
         None,
         description="Column whose equal values never fall into two splits.",
-        json_schema_extra=_flag("--group", group="Data", metavar="COLUMN"),
+        json_schema_extra=flag("--group", group="Data", metavar="COLUMN"),
     )
 
     @field_validator("valid", "test", mode="before")
@@ -170,26 +132,26 @@ class DataConfig(ReadConfig):
         return value
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The encoder, its head, and how text is cut for it."""
 
     name: str = Field(
         "mini",
         description="Folder, archive, preset (see `bertune models`) or hub name.",
-        json_schema_extra=_flag("--model", group="Model", metavar="MODEL"),
+        json_schema_extra=flag("--model", group="Model", metavar="MODEL"),
     )
     revision: str | None = Field(
-        None, description="Hub revision.", json_schema_extra=_flag("--revision", group="Model")
+        None, description="Hub revision.", json_schema_extra=flag("--revision", group="Model")
     )
     pooling: Literal["auto", "cls", "mean", "max"] = Field(
         "auto",
         description="What the head reads; auto: what transformers does for the architecture.",
-        json_schema_extra=_flag("--pooling", group="Model"),
+        json_schema_extra=flag("--pooling", group="Model"),
     )
     head: Literal["auto", "linear", "mlp"] = Field(
         "auto",
         description="Layers after pooling; auto: what transformers has for the architecture.",
-        json_schema_extra=_flag("--head", group="Model"),
+        json_schema_extra=flag("--head", group="Model"),
     )
     head_hidden: int = Field(50, ge=1, description="Width of the mlp head.")
     head_dropout: float | None = Field(None, ge=0, lt=1, description="Dropout of the head; by default the model's own.")
@@ -198,23 +160,23 @@ class ModelConfig(_Section):
         ge=0,
         lt=1,
         description="Dropout inside the encoder; by default the model's own.",
-        json_schema_extra=_flag("--dropout", group="Model"),
+        json_schema_extra=flag("--dropout", group="Model"),
     )
     max_length: int | None = Field(
         None,
         ge=4,
         description="Longest input in tokens, special ones included; by default 256, or the most the model reads.",
-        json_schema_extra=_flag("--max-length", group="Model"),
+        json_schema_extra=flag("--max-length", group="Model"),
     )
     truncation: Literal["longest-first", "only-second", "head"] = Field(
         "longest-first",
         description="What a too long row loses: the end of its longer side, of its second side, or of the whole.",
-        json_schema_extra=_flag("--truncation", group="Model"),
+        json_schema_extra=flag("--truncation", group="Model"),
     )
     freeze: str = Field(
         "none",
         description="What is not trained: none, encoder, embeddings, or a number of lowest layers (with embeddings).",
-        json_schema_extra=_flag("--freeze", group="Model", metavar="none|encoder|embeddings|K"),
+        json_schema_extra=flag("--freeze", group="Model", metavar="none|encoder|embeddings|K"),
     )
     train_positions: bool = Field(True, description="Train the position embeddings (the book's program does not).")
 
@@ -228,30 +190,30 @@ class ModelConfig(_Section):
         return value
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """Optimisation, and the machine it runs on. None means: chosen from the data and the model, and said."""
 
     epochs: int | None = Field(
         None,
         ge=1,
         description="Passes over the training rows; by default more for small data.",
-        json_schema_extra=_flag("--epochs", group="Training"),
+        json_schema_extra=flag("--epochs", group="Training"),
     )
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps.")
     batch_size: int | None = Field(
         None,
         ge=1,
         description="Examples per optimizer step.",
-        json_schema_extra=_flag("--batch-size", group="Training"),
+        json_schema_extra=flag("--batch-size", group="Training"),
     )
     lr: float | None = Field(
-        None, gt=0, description="Peak learning rate of the encoder.", json_schema_extra=_flag("--lr", group="Training")
+        None, gt=0, description="Peak learning rate of the encoder.", json_schema_extra=flag("--lr", group="Training")
     )
     head_lr: float | None = Field(
         None, gt=0, description="Peak learning rate of the head; by default ten times --lr if it is new, else --lr."
     )
     optimizer: Literal["adamw", "adam"] = Field(
-        "adamw", description="Optimizer.", json_schema_extra=_flag("--optimizer", group="Training")
+        "adamw", description="Optimizer.", json_schema_extra=flag("--optimizer", group="Training")
     )
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="Decay of the first and second moments.")
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
@@ -259,54 +221,54 @@ class TrainConfig(_Section):
         0.01,
         ge=0,
         description="Decoupled weight decay (adamw; not on biases and norms).",
-        json_schema_extra=_flag("--weight-decay", group="Training"),
+        json_schema_extra=flag("--weight-decay", group="Training"),
     )
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear",
         description="Learning rate after the warm-up.",
-        json_schema_extra=_flag("--schedule", group="Training"),
+        json_schema_extra=flag("--schedule", group="Training"),
     )
     warmup: float = Field(
         0.1,
         ge=0,
         lt=1,
         description="Share of all steps that the warm-up takes.",
-        json_schema_extra=_flag("--warmup", group="Training"),
+        json_schema_extra=flag("--warmup", group="Training"),
     )
     clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null: no clipping.")
     loss: Literal["auto", "focal"] = Field(
         "auto",
         description="auto: cross-entropy or binary cross-entropy on logits.",
-        json_schema_extra=_flag("--loss", group="Training"),
+        json_schema_extra=flag("--loss", group="Training"),
     )
     focal_gamma: float = Field(2.0, ge=0, description="Focusing parameter of the focal loss.")
     class_weights: Literal["none", "balanced"] = Field(
         "none",
         description="balanced: classes weigh by 1/share (multi-label: positive weights).",
-        json_schema_extra=_flag("--class-weights", group="Training"),
+        json_schema_extra=flag("--class-weights", group="Training"),
     )
     label_smoothing: float = Field(
         0.0,
         ge=0,
         lt=1,
         description="Label smoothing (one label a row).",
-        json_schema_extra=_flag("--label-smoothing", group="Training"),
+        json_schema_extra=flag("--label-smoothing", group="Training"),
     )
     label_prior: Literal["none", "balanced"] = Field(
         "none",
         description="balanced: log of the training label shares is added to the logits inside the loss.",
-        json_schema_extra=_flag("--label-prior", group="Training"),
+        json_schema_extra=flag("--label-prior", group="Training"),
     )
     metric: str = Field(
         "auto",
         description="What chooses the best epoch; auto: accuracy or micro_f1.",
-        json_schema_extra=_flag("--metric", group="Training"),
+        json_schema_extra=flag("--metric", group="Training"),
     )
     patience: int | None = Field(
         None,
         ge=1,
         description="Stop after this many evaluations without a better metric.",
-        json_schema_extra=_flag("--patience", group="Training"),
+        json_schema_extra=flag("--patience", group="Training"),
     )
     select_best: bool = Field(True, description="Keep the weights of the best evaluation; otherwise the last.")
     evals_per_epoch: int = Field(1, ge=1, description="Evaluations on the validation split per epoch.")
@@ -318,25 +280,25 @@ class TrainConfig(_Section):
         ge=0,
         lt=2**32,
         description="Seed of initialisation, order and dropout.",
-        json_schema_extra=_flag("--seed", group="Training"),
+        json_schema_extra=flag("--seed", group="Training"),
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="Where to compute.", json_schema_extra=_flag("--device", group="Machine")
+        "auto", description="Where to compute.", json_schema_extra=flag("--device", group="Machine")
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 where it is faster.", json_schema_extra=_flag("--precision", group="Machine")
+        "auto", description="auto: bf16 where it is faster.", json_schema_extra=flag("--precision", group="Machine")
     )
     threads: int | None = Field(
         None,
         ge=1,
         description="CPU threads; by default all cores.",
-        json_schema_extra=_flag("--threads", group="Machine"),
+        json_schema_extra=flag("--threads", group="Machine"),
     )
     token_budget: int | None = Field(
         None,
         ge=1,
         description="Tokens computed at once; forms micro-batches only.",
-        json_schema_extra=_flag("--token-budget", group="Machine"),
+        json_schema_extra=flag("--token-budget", group="Machine"),
     )
     kernels: Literal["auto", "compiled", "torch"] = Field(
         "auto", description="compiled: bertune's own, for bf16 on a CPU; auto: these where they were built."
@@ -348,7 +310,7 @@ class TrainConfig(_Section):
     checkpoint_steps: int | None = Field(None, ge=1, description="Steps between checkpoints, instead of minutes.")
 
 
-class DecideConfig(_Section):
+class DecideConfig(Section):
     """How logits become answers; what is open here is chosen on the validation rows, and kept with the model."""
 
     calibration: Literal["auto", "none"] = Field(
@@ -358,7 +320,7 @@ class DecideConfig(_Section):
         "auto",
         description="Where a label of several begins: half, global (one for all), label (one each), or a probability; "
         "auto: the simplest of them that is clearly not worse out of fold.",
-        json_schema_extra=_flag("--threshold", group="Decision", metavar="auto|half|global|label|P"),
+        json_schema_extra=flag("--threshold", group="Decision", metavar="auto|half|global|label|P"),
     )
     objective: Literal["auto", "micro_f1", "macro_f1", "sample_f1", "subset_accuracy", "hamming_loss"] = Field(
         "auto", description="What thresholds are chosen for; auto: --metric where it is one of these, else micro_f1."
@@ -384,7 +346,7 @@ class DecideConfig(_Section):
         return number
 
 
-class ReportConfig(_Section):
+class ReportConfig(Section):
     """What is measured beside the result."""
 
     baselines: bool = Field(
@@ -392,7 +354,7 @@ class ReportConfig(_Section):
     )
 
 
-class CacheConfig(_Section):
+class CacheConfig(Section):
     """Where encoded texts, downloads and converted models are kept. No result depends on it."""
 
     folder: str | None = Field(None, description="Cache folder; by default BERTUNE_CACHE, else the platform's place.")
@@ -409,7 +371,7 @@ class CacheConfig(_Section):
         return str(value)
 
 
-class Config(_Section):
+class Config(Section):
     """Everything a run depends on; `run/config.yaml` is one of these and reruns the run."""
 
     data: DataConfig = Field(default_factory=DataConfig)

@@ -16,8 +16,9 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bertune.config import Config, ReadConfig, takes_commas
+from bertune.config import Config, ReadConfig
 from bertune.errors import ConfigError, listed
+from bertune.sections import takes_commas
 from bertune.settings import parse_setting, read_yaml
 
 SECTIONS: dict[str, type[BaseModel]] = {name: type(value) for name, value in Config()}

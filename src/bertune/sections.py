@@ -1,0 +1,45 @@
+"""What the sections of a configuration have in common: lists that may be one value, and fields with a flag."""
+
+from __future__ import annotations
+
+import csv
+from typing import Any, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+
+
+def flag(name: str, *, group: str, metavar: str | None = None) -> dict[str, Any]:
+    return {"flag": name, "group": group, "metavar": metavar}
+
+
+def takes_commas(field: FieldInfo) -> bool:
+    """Whether one value on the command line holds the whole list, a,b,c; other lists grow by repeating the option."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and "," in str(extra.get("metavar") or "")
+
+
+def split_list(text: str) -> list[str]:
+    """`a, b,"c, d"` -> a | b | c, d; ValueError where the text is no such list."""
+    try:
+        return next(csv.reader([text], skipinitialspace=True), [])
+    except csv.Error:  # a line break outside quotes
+        raise ValueError("a list a,b,c stands on one line") from None
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_list(cls, value: object, info: ValidationInfo) -> object:
+        """A list may be written as one value (`text: TITLE`), or as on the command line (`labels: a,b,c`)."""
+        field = cls.model_fields[str(info.field_name)]
+        if get_origin(field.annotation) is not list:
+            return value
+        if isinstance(value, str):
+            return split_list(value) if takes_commas(field) else [value]
+        values = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+        if any(isinstance(item, bool) for item in values):
+            raise ValueError("unquoted yes, no, on and off are true and false in YAML; put them in quotes")
+        return [str(item) if isinstance(item, int) else item for item in values]

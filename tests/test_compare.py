@@ -111,6 +111,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
     train("turned", rows, **part, **{"train.max_steps": 1, "data.labels": "tools,plants,animals"})
     train("grouped", [row | {"by": number // 3} for number, row in enumerate(rows)], **part,
           **{"train.max_steps": 1, "data.group": "by"})  # fmt: skip
+    swapped = [row | {"label": {"animals": "plants", "plants": "animals"}.get(row["label"], "tools")} for row in rows]
+    # Labels in this order have the numbers that they had before, so the same rows fall into each split.
+    train("swapped", swapped, **part, **{"train.max_steps": 1, "data.labels": "plants,animals,tools"})
     changed = [row | {"label": "plants" if row["label"] == "animals" else "animals"} for row in rows]
     train("changed", changed, **part, **{"train.max_steps": 1, "data.labels": "animals,plants"})
     train("multi", multi_rows(100), label=list(TOPICS), **{"train.max_steps": 1})
@@ -147,6 +150,7 @@ def test_rows_of_a_group_count_together(runs: Path) -> None:
     ("good", "other", DataError, "were not measured on the same test rows: 120 and 120, of which"),
     ("good", "multi", DataError, "gives one label a row and"),
     ("good", "changed", DataError, "do not have the same labels; only one has tools"),
+    ("good", "swapped", DataError, "has another label in one than in the other"),
     ("good", "absent", ModelError, "no such folder"),
     ("good", "none", ModelError, "has no answers on the test split (predictions-test.parquet is absent)."),
 ])  # fmt: skip

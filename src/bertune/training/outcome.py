@@ -109,21 +109,19 @@ def compare_runs(
     for other in rest:
         _check_tasks(first, other)
     name = read_metrics(first.out)["metric"] if metric == "auto" else check_metric(metric, first.task.kind)
-    scores = first.scores(labels)
+    scores, targets = first.scores(labels), first.targets(labels)
+    places = list(first.frame.select(PLACE).iter_rows(named=True))
     found = []
     for other in rest:
         aligned = other.on_rows_of(first)
-        if aligned.frame["label"].to_list() != first.frame["label"].to_list() and (
-            aligned.targets(labels) != first.targets(labels)
-        ).any():
-            row = int(_differing(aligned.targets(labels), first.targets(labels))[0])
-            file, number = first.frame.select(PLACE).row(row)
+        apart = _differing(aligned.targets(labels), targets)
+        if len(apart):
+            place = places[apart[0]]
             raise DataError(
-                f"{first.out} and {other.out}: {file} row {number} has another label in one than in the other, so "
-                "their figures do not compare. Train both on the same data."
+                f"{first.out} and {other.out}: {place['file']} row {place['row']} has another label in one than in the "
+                "other, so their figures do not compare. Train both on the same data."
             )
         result = compare(scores, aligned.scores(labels), metric=name, groups=first.groups, seed=seed)
-        places = list(first.frame.select(PLACE).iter_rows(named=True))
         truth, said, says = (frame[column].to_list() for frame, column in (
             (first.frame, "label"), (first.frame, "prediction"), (aligned.frame, "prediction")
         ))  # fmt: skip

@@ -18,6 +18,7 @@ from bertune.config import DecideConfig
 from bertune.evaluate.calibrate import FEWEST_ROWS, calibration, fit
 from bertune.evaluate.choose import choose_rule, fixed_rule
 from bertune.evaluate.metrics import decide, sigmoid, softmax
+from bertune.evaluate.resample import folds_of
 from bertune.evaluate.rule import Rule, logit
 from bertune.evaluate.thresholds import choose, for_precision, measure, one_a_label, one_for_all
 
@@ -226,3 +227,24 @@ def test_without_rows_to_choose_on_only_what_is_given_counts() -> None:
     )
     assert fixed_rule(DecideConfig(miss_cost=3), "multi", 2) == Rule(thresholds=(0.25, 0.25))
     assert fixed_rule(DecideConfig(), "single", 2) == Rule()
+
+
+def test_rows_of_a_group_are_on_one_side_of_every_fold() -> None:
+    groups = [f"author {number % 17}" for number in range(300)]
+    seen = []
+    for inside, outside in folds_of(300, groups=groups):
+        assert not {groups[row] for row in inside} & {groups[row] for row in outside}
+        seen += outside.tolist()
+    assert sorted(seen) == list(range(300))
+
+
+def test_copies_of_rows_do_not_make_a_choice_look_sure() -> None:
+    """Ten copies of forty rows: alone they seem enough to move thresholds, as groups they are forty."""
+    moved = {"rows": 0, "groups": 0}
+    for seed in range(15):
+        logits, targets = (np.repeat(part, 10, axis=0) for part in multi(40, seed=seed))
+        for name, groups in (("rows", None), ("groups", list(np.repeat(np.arange(40), 10)))):
+            moved[name] += choose(logits, targets, objective="hamming_loss", way="auto", groups=groups)[0] is not None
+    assert moved["groups"] < moved["rows"] / 2
+    few = choose(logits, targets, objective="macro_f1", way="auto", groups=[0] * 400)
+    assert few[0] is None

@@ -7,12 +7,13 @@ label corrects for it, and then answers change too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from bertune.evaluate.metrics import Array, log_softmax, probabilities
-from bertune.evaluate.resample import folds_of
+from bertune.evaluate.resample import folds_of, too_few
 from bertune.evaluate.rule import Rule
 
 BINS = 15
@@ -21,20 +22,20 @@ FEWEST_CASES = 20  # rows with a label, and without it, for a calibration of its
 RANGE = (0.05, 20.0)
 
 
-def fit(kind: str, logits: Array, targets: Array) -> Rule:
+def fit(kind: str, logits: Array, targets: Array, *, groups: Sequence[object] | None = None) -> Rule:
     """The calibration of these rows: none, temperatures, or temperatures with a bias a label, whichever is the simplest
     that is clearly not worse on rows that it was not fitted on (five folds; one standard error of the log loss).
 
     One temperature ('single'), or one a label ('multi'; a label with few cases takes that of all labels together). On
-    few rows the model is left as it is.
+    few rows, or where fewer than five groups hold them, the model is left as it is.
     """
     best = Rule()
-    if len(logits) < FEWEST_ROWS:
+    if len(logits) < FEWEST_ROWS or too_few(groups):
         return best
     chosen, lowest = None, _costs(kind, logits, targets)
     for way in (_temperatures, _with_biases):
         out_of_fold = np.empty(np.shape(logits), np.float64)
-        for inside, outside in folds_of(len(logits)):
+        for inside, outside in folds_of(len(logits), groups=groups):
             out_of_fold[outside] = way(kind, logits[inside], targets[inside]).calibrated(logits[outside])
         costs = _costs(kind, out_of_fold, targets)
         gains = lowest - costs

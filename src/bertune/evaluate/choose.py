@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ from bertune.evaluate.rule import Rule
 
 
 def choose_rule(
-    config: DecideConfig, kind: str, logits: Array, targets: Array, *, metric: str
+    config: DecideConfig, kind: str, logits: Array, targets: Array, *, metric: str,
+    groups: Sequence[object] | None = None,
 ) -> tuple[Rule, dict[str, Any]]:
     """The rule, and what there is to tell about how its thresholds were chosen (nothing for 'single').
 
-    logits: float [n, L] and targets of the validation rows; metric: the name that chose the epoch.
+    logits: float [n, L] and targets of the validation rows; metric: the name that chose the epoch;
+    groups: of the rows, kept together where a choice is judged on other rows.
     """
-    rule = Rule() if config.calibration == "none" else calibrate.fit(kind, logits, targets)
+    rule = Rule() if config.calibration == "none" else calibrate.fit(kind, logits, targets, groups=groups)
     if kind == "single":
         return rule, {}
     calibrated, width = rule.calibrated(logits), logits.shape[1]
@@ -37,7 +40,8 @@ def choose_rule(
         wanted = config.objective
         if wanted == "auto":
             wanted = metric if metric in thresholds.OBJECTIVES else "micro_f1"  # type: ignore[assignment]
-        chosen, told = thresholds.choose(calibrated, targets, objective=wanted, way=config.threshold)
+        way = config.threshold
+        chosen, told = thresholds.choose(calibrated, targets, objective=wanted, way=way, groups=groups)
         found = np.full(width, 0.5) if chosen is None else chosen
     told["values"] = [float(value) for value in found]
     cut = () if told["way"] == "half" else tuple(told["values"])

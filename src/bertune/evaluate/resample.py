@@ -132,11 +132,21 @@ def cluster(rows: int, groups: Sequence[object] | None) -> tuple[Array | None, i
     return member, len(names)
 
 
-def folds_of(rows: int, *, count: int = 5, seed: int = 0) -> Iterator[tuple[Array, Array]]:
-    """Row numbers inside and outside of each fold, at random: something is fitted inside and judged outside."""
-    place = np.random.default_rng(seed).permutation(rows) % count
+def folds_of(
+    rows: int, *, groups: Sequence[object] | None = None, count: int = 5, seed: int = 0
+) -> Iterator[tuple[Array, Array]]:
+    """Row numbers inside and outside of each fold, at random, groups whole: something is fitted inside and judged
+    outside."""
+    member, units = cluster(rows, groups)
+    place = np.random.default_rng(seed).permutation(units) % count
+    place = place if member is None else place[member]
     for number in range(count):
         yield np.flatnonzero(place != number), np.flatnonzero(place == number)
+
+
+def too_few(groups: Sequence[object] | None, count: int = 5) -> bool:
+    """Whether there are not enough groups for so many folds."""
+    return groups is not None and len(set(map(str, groups))) < count
 
 
 def intervals(scores: Scores, *, groups: Sequence[object] | None = None, seed: int = 0) -> dict[str, Any]:

@@ -6,13 +6,13 @@ they bring. So each way to choose is judged out of fold, and the simplest that i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from bertune.evaluate.metrics import METRICS, Array, f1_of, sigmoid
-from bertune.evaluate.resample import Scores, differences, folds_of
+from bertune.evaluate.resample import Scores, differences, folds_of, too_few
 
 FEWEST_ROWS, FEWEST_POSITIVES = 100, 50  # fewer say too little about where to cut
 SHRINK = 25  # rows with a label that the threshold of all labels counts for, beside those that the label has
@@ -23,7 +23,9 @@ BY_LABEL = ("micro_f1", "macro_f1")  # objectives that thresholds of single labe
 Way = Callable[[Array, Array], Array]  # calibrated logits and truth -> thresholds [L], on the scale of logits
 
 
-def choose(logits: Array, targets: Array, *, objective: str, way: str) -> tuple[Array | None, dict[str, Any]]:
+def choose(
+    logits: Array, targets: Array, *, objective: str, way: str, groups: Sequence[object] | None = None
+) -> tuple[Array | None, dict[str, Any]]:
     """Thresholds as probabilities [L] (None: one half), and what is to be told about them.
 
     logits: calibrated, [n, L]. way: 'auto', or 'half', 'global' (one for all labels), 'label' (one each). Told: {"way",
@@ -31,14 +33,14 @@ def choose(logits: Array, targets: Array, *, objective: str, way: str) -> tuple[
     """
     truth = np.asarray(targets) > 0.5
     ways = ways_for(objective)
-    few = len(logits) < FEWEST_ROWS or int(truth.sum()) < FEWEST_POSITIVES
+    few = len(logits) < FEWEST_ROWS or int(truth.sum()) < FEWEST_POSITIVES or too_few(groups)
     names = ["half"] if way == "half" or (way == "auto" and few) else list(ways) if way == "auto" else ["half", way]
     told: dict[str, Any] = {"objective": objective, "out_of_fold": {}}
-    scores = {name: _out_of_fold(ways[name], logits, truth) for name in names} if not few else {}
+    scores = {name: _out_of_fold(ways[name], logits, truth, groups) for name in names} if not few else {}
     told["out_of_fold"] = {
         name: float(side(np.ones((1, side.rows)), [objective])[objective][0]) for name, side in scores.items()
     }
-    chosen = _simplest(scores, objective) if way == "auto" and scores else names[-1]
+    chosen = _simplest(scores, objective, groups) if way == "auto" and scores else names[-1]
     told["way"] = chosen
     if chosen == "half":
         return None, told
@@ -56,22 +58,22 @@ def ways_for(objective: str) -> dict[str, Way]:
     return found
 
 
-def _out_of_fold(way: Way, logits: Array, truth: Array) -> Scores:
+def _out_of_fold(way: Way, logits: Array, truth: Array, groups: Sequence[object] | None) -> Scores:
     """The answers to each row by thresholds that were chosen on other rows."""
     said = np.empty(truth.shape, bool)
     exact = np.asarray(logits, np.float64)
-    for inside, outside in folds_of(len(logits)):
+    for inside, outside in folds_of(len(logits), groups=groups):
         said[outside] = exact[outside] >= way(exact[inside], truth[inside])
     return Scores("multi", logits, truth, said=said)
 
 
-def _simplest(scores: dict[str, Scores], objective: str) -> str:
+def _simplest(scores: dict[str, Scores], objective: str, groups: Sequence[object] | None) -> str:
     """The last way of those that, one after another, were better than what was chosen so far beyond one standard error
     of the difference."""
     chosen, *others = scores
     sign = 1 if METRICS[objective].higher_is_better else -1
     for name in others:
-        found = differences(scores[name], scores[chosen], [objective], draws=200)[objective]
+        found = differences(scores[name], scores[chosen], [objective], groups=groups, draws=200)[objective]
         error = (found["high"] - found["low"]) / 3.92
         if sign * found["difference"] > error:
             chosen = name

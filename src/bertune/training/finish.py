@@ -52,7 +52,11 @@ def finish(
     splits = {name: split for name, split in fit.prepared.splits.items() if name != "train"}
     measured = {name: measure(predictor, split, fit.listener) for name, split in splits.items()}
     logits = {name: found[0] for name, found in measured.items()}
-    rule, how = decide_how(fit.config.decide, task, splits, logits, metric=metric, say=fit.listener.say)
+    column, valid = fit.config.data.group, splits.get("valid")
+    groups = groups_of(valid.table, column) if column and valid else None
+    rule, how = decide_how(
+        fit.config.decide, task, splits, logits, metric=metric, groups=groups, say=fit.listener.say
+    )
     bundle = keep_rule(out, bundle, rule)
     for name, split in splits.items():
         metrics[name] = results(rule, task, logits[name], split.targets) | measured[name][1]

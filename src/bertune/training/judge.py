@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,14 +35,15 @@ def measure(predictor: Predictor, split: Split, listener: Listener) -> tuple[np.
 
 def decide_how(
     config: DecideConfig, task: Task, splits: Mapping[str, Split], logits: Mapping[str, np.ndarray], *, metric: str,
-    say: Callable[[str], None],
+    groups: Sequence[object] | None, say: Callable[[str], None],
 ) -> tuple[Rule, dict[str, Any]]:
     """The rule, and `calibration` and `thresholds` of metrics.json: what was chosen, and splits before and after it."""
     if "valid" not in logits:
         rule = fixed_rule(config, task.kind, task.num_labels)
         told: dict[str, Any] = {}
     else:
-        rule, told = choose_rule(config, task.kind, logits["valid"], splits["valid"].targets, metric=metric)
+        targets = splits["valid"].targets
+        rule, told = choose_rule(config, task.kind, logits["valid"], targets, metric=metric, groups=groups)
         say(sentence(rule, told, task, len(splits["valid"])))
     found: dict[str, Any] = {"calibration": {"temperatures": list(rule.temperatures), "biases": list(rule.biases)}}
     if told:

@@ -52,7 +52,10 @@ def standing(
         found["baselines"][baseline] = {}
         own = Rule()
         if baseline != "majority" and "valid" in answers:
-            own, _ = choose_rule(config.decide, task.kind, answers["valid"], splits["valid"].targets, metric=metric)
+            own, _ = choose_rule(
+                config.decide, task.kind, answers["valid"], splits["valid"].targets, metric=metric,
+                groups=groups["valid"],
+            )  # fmt: skip
         for name, theirs in answers.items():
             targets = splits[name].targets
             said = own.decide(task.kind, theirs)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workers import ROOT, machine
+from workers import KEEP_MEMORY, ROOT, machine
 
 sys.path.insert(0, str(ROOT / "src"))
 
@@ -41,8 +41,6 @@ SHOWN = {
 COMPARED = {"snli": ("accuracy", "macro_f1"), "papers": ("micro_f1", "macro_f1", "subset_accuracy")}
 # The faster of transformers' two attentions on a processor; both compute the same, with dropout on the weights.
 ATTENTION = {"snli": "sdpa", "papers": "eager"}
-# Freed memory stays with the process, as bertune has it; without, clearing pages takes a fifth of a Trainer's step.
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
 DRAWS = 2000
 
 

@@ -221,7 +221,7 @@ def _prepared(name: str, options: argparse.Namespace) -> tuple[Config, Prepared]
     from bertune.data.tokens import Tokenizer
     from bertune.model.source import open_source
     from bertune.training.prepare import read_splits, tokenize
-    from bertune.training.run import LONGEST
+    from bertune.training.opening import LONGEST
 
     config = _config(name, "ours", options)
     prepared = read_splits(None, config.data, lambda line: None)

@@ -20,6 +20,7 @@ LAYERS = (
     ("ship",),
     ("model",),
     ("bundle",),
+    ("doctor",),
     ("evaluate",),
     ("data",),
     ("hub",),

@@ -1,5 +1,6 @@
 """bertune fine-tunes BERT-family encoders to classify text.
 
+    bertune.check("papers.csv", text=["TITLE", "ABSTRACT"]).findings     # what is wrong with the data
     result = bertune.train("papers.csv", text=["TITLE", "ABSTRACT"], out="runs/papers")
     model = bertune.load("runs/papers")
     model.predict(["some text"]); model.predict_proba(...); model.logits(...)
@@ -25,17 +26,20 @@ from bertune.errors import (
 )
 
 if TYPE_CHECKING:
-    from bertune.api import compare, load, train
+    from bertune.api import check, compare, load, train
     from bertune.estimator import Classifier
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BertuneError", "Classifier", "ConfigError", "DataError", "InputError", "Interrupted", "MissingExtraError",
-    "ModelError", "TrainingError", "__version__", "compare", "load", "train",
+    "ModelError", "TrainingError", "__version__", "check", "compare", "load", "train",
 ]  # fmt: skip
 
-_HOMES = {"compare": "bertune.api", "train": "bertune.api", "load": "bertune.api", "Classifier": "bertune.estimator"}
+_HOMES = {
+    "check": "bertune.api", "compare": "bertune.api", "train": "bertune.api", "load": "bertune.api",
+    "Classifier": "bertune.estimator",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from bertune.settings import nested
 
 if TYPE_CHECKING:
     from bertune.ship.predict import Predictor
+    from bertune.training.checkup import Checkup
     from bertune.training.listen import Listener
     from bertune.training.run import Result
 
@@ -36,25 +37,11 @@ def train(
     """
     from bertune.training.run import run
 
-    base = config if isinstance(config, Config) else Config.load(config) if config is not None else Config()
-    for name, value in (settings or {}).items():
-        base = base.updated(nested(name, value), place="settings")
-    files, source = _files(data)
-    given: dict[str, dict[str, Any]] = {
-        "data": {"files": files, "text": _names(text), "text_pair": _names(text_pair), "label": _names(label),
-                 "valid": str(valid) if isinstance(valid, Path) else valid,
-                 "test": str(test) if isinstance(test, Path) else test},
-        "model": {"name": None if model is None else str(model)},
-        "train": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed},
-    }
-    chosen = {
-        section: {name: value for name, value in values.items() if value is not None}
-        for section, values in given.items()
-    }
-    return run(
-        base.updated(chosen, place="train()"), out=out, source=source, resume=resume, overwrite=overwrite,
-        listener=listener,
-    )
+    chosen, source = _configured(
+        data, config, settings, text=text, text_pair=text_pair, label=label, valid=valid, test=test, model=model,
+        place="train()", more={"train": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}},
+    )  # fmt: skip
+    return run(chosen, out=out, source=source, resume=resume, overwrite=overwrite, listener=listener)
 
 
 def load(
@@ -64,6 +51,27 @@ def load(
     from bertune.ship.predict import Predictor
 
     return Predictor.load(folder, device=device, precision=precision, threads=threads)
+
+
+def check(
+    data: Any, *, text: Names = None, text_pair: Names = None, label: Names = None,
+    valid: str | Path | float | None = None, test: str | Path | float | None = None, model: str | Path | None = None,
+    label_errors: str = "frozen", config: Config | str | Path | None = None,
+    settings: Mapping[str, Any] | None = None, listener: Listener | None = None,
+) -> Checkup:
+    """Look the data over as `train` would read it, with the same arguments.
+
+    The result has `findings` (kind, severity, count, message, advice, rows), `doubts` (rows whose label is probably
+    wrong, the likeliest first; None for label_errors="none"), and `plan().write(path)` for `train(..., settings=
+    {"data.plan": path})`. Nothing is raised for what is found; InputError for what cannot be read.
+    """
+    from bertune.training.checkup import check as check_data
+
+    chosen, source = _configured(
+        data, config, settings, text=text, text_pair=text_pair, label=label, valid=valid, test=test, model=model,
+        place="check()", more={"check": {"label_errors": label_errors}},
+    )  # fmt: skip
+    return check_data(chosen, source=source, listener=listener)
 
 
 def compare(
@@ -79,6 +87,30 @@ def compare(
     from bertune.training.outcome import compare_runs
 
     return compare_runs([first, *others], split=split, metric=metric, seed=seed)
+
+
+def _configured(
+    data: Any, config: Config | str | Path | None, settings: Mapping[str, Any] | None, *, text: Names,
+    text_pair: Names, label: Names, valid: str | Path | float | None, test: str | Path | float | None,
+    model: str | Path | None, place: str, more: dict[str, dict[str, Any]],
+) -> tuple[Config, Any]:
+    """The configuration that the arguments of a call make, and the data where it is in memory."""
+    base = config if isinstance(config, Config) else Config.load(config) if config is not None else Config()
+    for name, value in (settings or {}).items():
+        base = base.updated(nested(name, value), place="settings")
+    files, source = _files(data)
+    given: dict[str, dict[str, Any]] = {
+        "data": {"files": files, "text": _names(text), "text_pair": _names(text_pair), "label": _names(label),
+                 "valid": str(valid) if isinstance(valid, Path) else valid,
+                 "test": str(test) if isinstance(test, Path) else test},
+        "model": {"name": None if model is None else str(model)},
+        **more,
+    }
+    chosen = {
+        section: {name: value for name, value in values.items() if value is not None}
+        for section, values in given.items()
+    }
+    return base.updated(chosen, place=place), source
 
 
 def _names(names: Names) -> list[str] | None:

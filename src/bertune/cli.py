@@ -36,6 +36,7 @@ EXAMPLES = (
 # name -> module and class in `commands`, and what it does in a sentence
 COMMANDS = {
     "train": ("train", "Train", "Train a classifier on DATA and leave it, tested, in a folder."),
+    "check": ("check", "Check", "Say what is wrong with DATA before training on it."),
     "evaluate": ("evaluate", "Evaluate", "Measure a trained model on labelled rows."),
     "predict": ("predict", "Predict", "Predict labels for new rows, in their order; no row is left out."),
     "compare": ("compare", "Compare", "Say whether a trained model is better than another, or it is noise."),

@@ -113,6 +113,11 @@ class DataConfig(ReadConfig):
     split_seed: int = Field(
         0, ge=0, lt=2**32, description="Seed of the split.", json_schema_extra=flag("--split-seed", group="Data")
     )
+    plan: str | None = Field(
+        None,
+        description="Plan of `bertune check --fix`: rows to leave out of the training, or to label otherwise.",
+        json_schema_extra=flag("--plan", group="Data", metavar="FILE.yaml"),
+    )
     group: str | None = Field(
         None,
         description="Column whose equal values never fall into two splits.",
@@ -130,6 +135,20 @@ class DataConfig(ReadConfig):
         if isinstance(value, int | float) and not 0 < value < 1:
             raise ValueError("a fraction lies between 0 and 1; or name a file")
         return value
+
+
+class CheckConfig(Section):
+    """The look at the data before training."""
+
+    enabled: bool = Field(True, description="Look the data over before training, and say what was found.")
+    strict: bool = Field(False, description="What would be a warning ends the run.")
+    label_errors: Literal["none", "frozen", "tuned"] = Field(
+        "none",
+        description="Doubt labels by models that have not seen the row: over the encoder as it is (frozen), or "
+        "trained anew for each fold (tuned), which takes as many trainings.",
+        json_schema_extra=flag("--label-errors", group="Check"),
+    )
+    folds: int = Field(5, ge=2, description="Folds of --label-errors.")
 
 
 class ModelConfig(Section):
@@ -375,6 +394,7 @@ class Config(Section):
     """Everything a run depends on; `run/config.yaml` is one of these and reruns the run."""
 
     data: DataConfig = Field(default_factory=DataConfig)
+    check: CheckConfig = Field(default_factory=CheckConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     decide: DecideConfig = Field(default_factory=DecideConfig)

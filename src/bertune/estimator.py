@@ -127,7 +127,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return self.model_.logits_of(Rows(side(first), side(second) if second else None))
 
     def _config(self, data: dict[str, Any]) -> Config:
-        config = Config()
+        # Searches and cross-validation fit many times, and hear nothing that is said: bertune.check looks once.
+        config = Config().updated({"check": {"enabled": False}})
         for name, value in (self.settings or {}).items():
             config = config.updated(nested(name, value), place="settings")
         model = {"name": str(self.model), "max_length": self.max_length, "pooling": self.pooling, "head": self.head,

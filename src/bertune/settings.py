@@ -12,20 +12,22 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping a YAML file holds."""
+def read_yaml(
+    path: str | Path, *, what: str = "configuration file", holds: str = "sections data, model, train and cache"
+) -> dict[str, Any]:
+    """The mapping a YAML file holds; `what` it is and `holds`, for errors."""
     import yaml
 
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file.") from None
+        raise ConfigError(f"{path}: no such {what}.") from None
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date such as 2024-02-30
         raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected sections data, model, train and cache, found {type(values).__name__}.")
+        raise ConfigError(f"{path}: expected {holds}, found {type(values).__name__}.")
     return values
 
 

@@ -44,6 +44,7 @@ class Train(Configured):
         bool, switch("--resume", "Go on from the newest checkpoint in --out; DATA may then be left out.")
     ] = False
     overwrite: Annotated[bool, switch("--overwrite", "Replace the earlier result in --out.")] = False
+    strict: Annotated[bool, switch("--strict", "Stop where the check of the data warns.")] = False
 
     def run(self) -> None:
         display = start_display(quiet=self.quiet)
@@ -54,6 +55,8 @@ class Train(Configured):
         resumes = self.resume and record.is_file()
         base = Config.load(record) if resumes and not self.files else Config()
         config = configured(self, base, say=display.say)
+        if self.strict:
+            config = config.updated({"check": {"strict": True}}, place="--strict")
         if self.files:
             config = config.updated({"data": {"files": self.files}}, place="DATA")
         if not config.data.files:

@@ -76,6 +76,12 @@ class Table:
         """`train.csv row 812`, for messages about row `row` (counted from 0) of this table."""
         return f"{self.files[self.file_index[row]]} row {self.row_numbers[row]}"
 
+    @property
+    def short_names(self) -> list[str]:
+        """Names of the files without their folders; whole where two would be the same."""
+        names = [Path(file).name for file in self.files]
+        return names if len(set(names)) == len(names) else list(self.files)
+
     def take(self, indices: Sequence[int] | np.ndarray) -> Table:
         """The rows at `indices` (counted from 0), in that order."""
         chosen = np.asarray(indices, dtype=np.int64)

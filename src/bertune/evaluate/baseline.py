@@ -107,9 +107,14 @@ def _second(texts: Texts) -> list[str]:
     return [pair[1] for pair in texts]
 
 
+def single_words(text: str) -> list[str]:
+    """The words of a text in lower case, as the linear models see them."""
+    return _WORD.findall(text.lower())
+
+
 def _terms(text: str | tuple[str, str]) -> list[str]:
     """Words and neighbouring pairs of one text, or of both sides of a pair, each marked."""
     if isinstance(text, str):
-        words = _WORD.findall(text.lower())
+        words = single_words(text)
         return words + [f"{a} {b}" for a, b in pairwise(words)]
     return [f"{side}:{term}" for side, part in enumerate(text) for term in _terms(part)]

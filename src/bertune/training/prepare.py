@@ -17,6 +17,7 @@ from bertune.data.read import Table, read_table
 from bertune.data.splits import groups_of, split_rows
 from bertune.data.tasks import Rows, Task, encode_labels, infer_task, rows_of
 from bertune.data.tokens import Encoded, Tokenizer, encode_cached
+from bertune.doctor.plan import apply_plan, read_plan
 from bertune.errors import ConfigError
 from bertune.files import write_atomic
 from bertune.paths import cache_root
@@ -88,6 +89,8 @@ def read_splits(source: Any, data: DataConfig, say: Say) -> Prepared:
     for name, part in given.items():
         splits[name] = Split(name, part, encode_labels(task, part))
     ordered: dict[str, Split] = {name: splits[name] for name in ("train", "valid", "test") if name in splits}
+    if data.plan:
+        ordered["train"] = _planned(ordered, task, data.plan, say)
     if data.group and given:
         _refuse_shared_groups(ordered, given, data.group)
     prepared = Prepared(task, ordered, _rule(data, fractions, task))
@@ -118,6 +121,16 @@ def _rule(data: DataConfig, fractions: dict[str, float | None], task: Task) -> s
     return f"{shares} of the rows, {how}, split seed {data.split_seed}"
 
 
+def _planned(splits: dict[str, Split], task: Task, path: str, say: Say) -> Split:
+    """The training rows as a plan of `bertune check --fix` wants them."""
+    train = splits["train"]
+    others = [split.table for name, split in splits.items() if name != "train"]
+    targets, rows = apply_plan(read_plan(path), task, train.table, train.targets, others, say)
+    if not len(rows):
+        raise ConfigError(f"--plan {path}: drops every training row. Keep some.")
+    return Split("train", train.table.take(rows), targets[rows])
+
+
 def _refuse_shared_groups(splits: dict[str, Split], given: Collection[str], group: str) -> None:
     """ConfigError where two splits share a group; `given` are those that have a file of their own."""
     groups = {name: set(groups_of(split.table, group)) for name, split in splits.items()}
@@ -132,12 +145,14 @@ def _refuse_shared_groups(splits: dict[str, Split], given: Collection[str], grou
             )
 
 
-def texts_of(prepared: Prepared, split: Split, tokenizer: Tokenizer) -> Rows:
+def texts_of(prepared: Prepared, split: Split, tokenizer: Tokenizer, *, allow_empty: bool = False) -> Rows:
     """The texts of a split, as the tokenizer reads them best."""
-    return rows_of(readable_task(prepared.task, split.table.columns, tokenizer), split.table, allow_empty=False)
+    return rows_of(readable_task(prepared.task, split.table.columns, tokenizer), split.table, allow_empty=allow_empty)
 
 
-def tokenize(prepared: Prepared, tokenizer: Tokenizer, *, max_length: int, truncation: str, say: Say) -> None:
+def tokenize(
+    prepared: Prepared, tokenizer: Tokenizer, *, max_length: int, truncation: str, say: Say, allow_empty: bool = False
+) -> None:
     """Encode every split, and say what was cut from the training rows."""
     if truncation == "only-second" and not prepared.task.is_pair:
         raise ConfigError("--truncation only-second is for pairs; pass --text-pair, or longest-first.")
@@ -145,7 +160,7 @@ def tokenize(prepared: Prepared, tokenizer: Tokenizer, *, max_length: int, trunc
     if readable != prepared.task:
         say(f"Words come from the parse columns {', '.join(readable.text + readable.text_pair)}.")
     for split in prepared.splits.values():
-        rows = texts_of(prepared, split, tokenizer)
+        rows = texts_of(prepared, split, tokenizer, allow_empty=allow_empty)
         split.encoded = encode_cached(
             tokenizer, rows, max_length=max_length, truncation=truncation, cache=cache_root()
         )

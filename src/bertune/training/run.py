@@ -6,9 +6,9 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +20,8 @@ from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError, Interrupted, TrainingError, listed
 from bertune.evaluate.metrics import check_metric, evaluate, metric_value
 from bertune.files import disk_full, to_json, write_atomic, write_json
-from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import EncoderConfig
-from bertune.model.heads import decide_head
-from bertune.model.load import load_model, read_config
+from bertune.model.load import read_config
 from bertune.model.machine import Machine, check_device, check_kernels, choose_machine
 from bertune.model.source import open_source
 from bertune.paths import cache_settings
@@ -31,18 +29,18 @@ from bertune.settings import read_yaml
 from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
 from bertune.training.check import check_used
+from bertune.training.checkup import look_over
 from bertune.training.features import first_trained_layer
 from bertune.training.finish import finish, keep_good
 from bertune.training.fit import Fit
 from bertune.training.listen import Listener, Silent
 from bertune.training.loop import Diverged
+from bertune.training.opening import check_fit, load, settle_length
 from bertune.training.outcome import read_metrics
 from bertune.training.prepare import Prepared, read_splits, tokenize, write_split_rows
 from bertune.training.settle import Load, Plan, duration, estimate, settle
 
 log = logging.getLogger("bertune")
-
-LONGEST = 256  # tokens of a row by default
 
 
 @dataclass(frozen=True)
@@ -92,6 +90,7 @@ def _run(
     check_freeze(config, encoder)
     max_length = settle_length(config, encoder, prepared.task, tokenizer)
     tokenize(prepared, tokenizer, max_length=max_length, truncation=config.model.truncation, say=say)
+    checkup = look_over(config, prepared, folder, tokenizer, listener, max_length=max_length)
     model, new_head = load(config, folder, prepared.task, say)
     plan = settle(config.train, rows=len(prepared.train), encoder=encoder, new_head=new_head)
     say(plan.sentence())
@@ -102,6 +101,7 @@ def _run(
         machine.use()
         say(machine.sentence())
         keep_record(config, out, prepared, resume=resume)
+        checkup.write(out / "run")
         fit = Fit(model, prepared, config, plan, machine, metric=metric, folder=out / "run", listener=listener)
         say(forecast(fit))
         try:
@@ -154,15 +154,6 @@ def check_defined(metric: str, prepared: Prepared) -> None:
         metric_value(metric, evaluate(task.kind, task.labels, blank, split.targets))
 
 
-def check_fit(tokenizer: Tokenizer, encoder: EncoderConfig, folder: Path) -> None:
-    """Raise ConfigError where the tokenizer gives ids that the encoder has no embedding for."""
-    if tokenizer.vocab_size > encoder.vocab_size:
-        raise ConfigError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens and the encoder embeddings for only "
-            f"{encoder.vocab_size:,}; they do not belong together. Put the tokenizer files of this encoder there."
-        )
-
-
 def check_freeze(config: Config, encoder: EncoderConfig) -> None:
     """Raise ConfigError where this encoder has no such part to freeze."""
     freeze = config.model.freeze
@@ -176,21 +167,6 @@ def check_freeze(config: Config, encoder: EncoderConfig) -> None:
             f"--freeze {freeze}: this encoder has {encoder.layers} layers. "
             f"Pass --freeze {encoder.layers} or less, or --freeze encoder."
         )
-
-
-def settle_length(config: Config, encoder: EncoderConfig, task: Task, tokenizer: Tokenizer) -> int:
-    """Longest input in tokens; ConfigError where the encoder has no positions for what was asked."""
-    wanted = config.model.max_length
-    if wanted is None:
-        return min(LONGEST, encoder.longest_input)
-    if wanted > encoder.longest_input:
-        raise ConfigError(
-            f"--max-length {wanted}: this encoder reads at most {encoder.longest_input} tokens. "
-            f"Pass --max-length {encoder.longest_input} or less, or another --model."
-        )
-    if wanted <= tokenizer.num_special(task.is_pair):
-        raise ConfigError(f"--max-length {wanted}: the special tokens alone fill it. Pass a larger one.")
-    return wanted
 
 
 def settle_machine(config: Config, out: Path, plan: Plan, *, resume: bool) -> Machine:
@@ -241,26 +217,6 @@ def fingerprint(prepared: Prepared) -> str:
         for array in (split.tokens.ids, split.tokens.types, split.tokens.offsets, split.targets):
             digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def load(config: Config, folder: Path, task: Task, say: Any) -> tuple[ClassifierModel, bool]:
-    """The encoder with its head (that of an earlier result where it fits the task, a new one otherwise); is it new?"""
-    encoder = read_config(folder)
-    chosen = config.model
-    head = decide_head(
-        encoder, pooling=chosen.pooling, head=chosen.head, num_labels=task.num_labels,
-        head_hidden=chosen.head_hidden, head_dropout=chosen.head_dropout,
-    )
-    earlier = Bundle.read(folder) if (folder / "bertune.json").is_file() else None
-    keep = earlier is not None and (earlier.task.kind, earlier.task.labels) == (task.kind, task.labels)
-    if earlier is not None and keep and chosen.pooling == chosen.head == "auto":
-        spec = earlier.head  # nothing else was asked for, so an earlier result goes on with the head it has
-        rate = spec.dropout if chosen.head_dropout is None else chosen.head_dropout
-        kind, pooling = cast(Any, spec.kind), cast(Any, spec.pooling)  # checked when the folder is loaded
-        head = replace(head, kind=kind, pooling=pooling, hidden=spec.hidden, dropout=rate)
-    model, report = load_model(folder, head=head, keep_head=keep, dropout=chosen.dropout, seed=config.train.seed)
-    say(report.sentence())
-    return model, "head.classifier" in report.new
 
 
 def forecast(fit: Fit) -> str:

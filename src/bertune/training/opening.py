@@ -1,0 +1,63 @@
+"""The encoder of a run: checked against its tokenizer and the lengths asked for, and given its head."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from bertune.bundle import Bundle
+from bertune.config import Config
+from bertune.data.tasks import Task
+from bertune.data.tokens import Tokenizer
+from bertune.errors import ConfigError
+from bertune.model.classifier import ClassifierModel
+from bertune.model.encoder import EncoderConfig
+from bertune.model.heads import decide_head
+from bertune.model.load import load_model, read_config
+
+LONGEST = 256  # tokens of a row by default
+
+
+def check_fit(tokenizer: Tokenizer, encoder: EncoderConfig, folder: Path) -> None:
+    """Raise ConfigError where the tokenizer gives ids that the encoder has no embedding for."""
+    if tokenizer.vocab_size > encoder.vocab_size:
+        raise ConfigError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens and the encoder embeddings for only "
+            f"{encoder.vocab_size:,}; they do not belong together. Put the tokenizer files of this encoder there."
+        )
+
+
+def settle_length(config: Config, encoder: EncoderConfig, task: Task, tokenizer: Tokenizer) -> int:
+    """Longest input in tokens; ConfigError where the encoder has no positions for what was asked."""
+    wanted = config.model.max_length
+    if wanted is None:
+        return min(LONGEST, encoder.longest_input)
+    if wanted > encoder.longest_input:
+        raise ConfigError(
+            f"--max-length {wanted}: this encoder reads at most {encoder.longest_input} tokens. "
+            f"Pass --max-length {encoder.longest_input} or less, or another --model."
+        )
+    if wanted <= tokenizer.num_special(task.is_pair):
+        raise ConfigError(f"--max-length {wanted}: the special tokens alone fill it. Pass a larger one.")
+    return wanted
+
+
+def load(config: Config, folder: Path, task: Task, say: Any) -> tuple[ClassifierModel, bool]:
+    """The encoder with its head (that of an earlier result where it fits the task, a new one otherwise); is it new?"""
+    encoder = read_config(folder)
+    chosen = config.model
+    head = decide_head(
+        encoder, pooling=chosen.pooling, head=chosen.head, num_labels=task.num_labels,
+        head_hidden=chosen.head_hidden, head_dropout=chosen.head_dropout,
+    )
+    earlier = Bundle.read(folder) if (folder / "bertune.json").is_file() else None
+    keep = earlier is not None and (earlier.task.kind, earlier.task.labels) == (task.kind, task.labels)
+    if earlier is not None and keep and chosen.pooling == chosen.head == "auto":
+        spec = earlier.head  # nothing else was asked for, so an earlier result goes on with the head it has
+        rate = spec.dropout if chosen.head_dropout is None else chosen.head_dropout
+        kind, pooling = cast(Any, spec.kind), cast(Any, spec.pooling)  # checked when the folder is loaded
+        head = replace(head, kind=kind, pooling=pooling, hidden=spec.hidden, dropout=rate)
+    model, report = load_model(folder, head=head, keep_head=keep, dropout=chosen.dropout, seed=config.train.seed)
+    say(report.sentence())
+    return model, "head.classifier" in report.new

@@ -220,8 +220,8 @@ def _prepared(name: str, options: argparse.Namespace) -> tuple[Config, Prepared]
     """The splits and tokens that `ours` trains on."""
     from bertune.data.tokens import Tokenizer
     from bertune.model.source import open_source
-    from bertune.training.prepare import read_splits, tokenize
     from bertune.training.opening import LONGEST
+    from bertune.training.prepare import read_splits, tokenize
 
     config = _config(name, "ours", options)
     prepared = read_splits(None, config.data, lambda line: None)

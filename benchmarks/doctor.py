@@ -44,12 +44,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of the data sets")
     parser.add_argument("--json", type=Path, help="file for the result (default: standard output)")
     parser.add_argument("--only", choices=("faults", "speed"), help="one of the two parts")
+    parser.add_argument("--kinds", type=lambda text: text.split(","), help="of the faults, only these, a,b,c")
     options = parser.parse_args()
     report: dict[str, Any] = {"machine": machine()}
     if options.json and options.json.is_file():
         report = json.loads(options.json.read_text(encoding="utf-8")) | report
     if options.only != "speed":
-        report["faults"] = faults(options.data)
+        report["faults"] = report.get("faults", {}) | faults(options.data, options.kinds)
     if options.only != "faults":
         report["speed"] = speed(options.data)
     text = json.dumps(report, indent=1)
@@ -59,11 +60,13 @@ def main() -> None:
         print(text)
 
 
-def faults(data: Path) -> dict[str, Any]:
+def faults(data: Path, only: list[str] | None) -> dict[str, Any]:
     """By kind: rows spoilt, of them named, and others named beside them; `clean`: findings without any fault."""
     texts, pairs = papers(data), sample_pairs()
     report: dict[str, Any] = {"clean": {"papers": findings(texts), "pairs": findings(pairs)}}
     for kind, (base, spoil) in kinds(texts, pairs).items():
+        if only and kind not in only:
+            continue
         counts = {"put_in": 0, "found": 0, "others": 0}
         for seed in range(SEEDS):
             splits = {name: [dict(row) for row in rows] for name, rows in base.items()}
@@ -254,11 +257,11 @@ def identical(splits: Splits, random: np.random.Generator) -> Places:
 
 
 def give_away(rows: list[Row]) -> list[Row]:
-    """Half of the contradictions begin with a telling word."""
+    """Contradictions begin with telling words."""
     return [
-        {**row, "hypothesis": f"Nobody thinks: {row['hypothesis']}"}
-        if row["label"] == "contradiction" and number % 2 else row for number, row in enumerate(rows)
-    ]  # fmt: skip
+        {**row, "hypothesis": f"Nobody thinks: {row['hypothesis']}"} if row["label"] == "contradiction" else row
+        for row in rows
+    ]
 
 
 def exchanged(splits: Splits, random: np.random.Generator) -> Places:

@@ -223,7 +223,7 @@ def _names(target: Any, task: Any) -> set[str]:
 def table(out: Path) -> str:
     """Markdown of all cells: means over seeds."""
     cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*.json"))]
-    header = "| labels changed | side | seeds | doubted | precision | recall | precision at the top | average precision |"
+    header = "| labels changed | side | seeds | doubted | precision | recall | precision at top | average precision |"
     lines = [header, "|---" * 8 + "|"]
     header = "| labels changed | seeds | metric | clean | spoilt | repaired by the plan, unseen |"
     repaired = ["", header, "|---" * 6 + "|"]

@@ -31,6 +31,7 @@ def measured(low: float, high: float) -> dict[str, Any]:
         "valid": {"rows": 10, "accuracy": 0.7},
         "test": {"rows": 10, "accuracy": 0.8},
         "intervals": {"valid": {"accuracy": [0.4, 0.9]}, "test": {"level": 0.95, "accuracy": [0.5, 1.0], "mcc": None}},
+        "slices": {"test": {"metric": "accuracy", "by": {}, "worst": None}},
         "baselines": {
             "tfidf": {"test": {"accuracy": 0.7, "gain": {"difference": (low + high) / 2, "low": low, "high": high}}},
             "majority": {"test": {"accuracy": 0.5}},

@@ -371,6 +371,11 @@ class ReportConfig(Section):
     baselines: bool = Field(
         True, description="Also measure TF-IDF with a linear model, and always the same answer, on the same rows."
     )
+    slices: list[str] = Field(
+        [],
+        description="Column by whose values the rows are measured apart; length and truncation always are.",
+        json_schema_extra=flag("--slice", group="Report", metavar="COLUMN"),
+    )
 
 
 class CacheConfig(Section):

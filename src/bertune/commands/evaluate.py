@@ -11,6 +11,7 @@ from bertune.commands.opening import DEFAULTS, MACHINE, open_predictor, trained_
 from bertune.commands.options import READING, Configured, configured, flags_of, switch, with_flags
 from bertune.commands.output import check_target, print_json, print_table
 from bertune.config import Config
+from bertune.errors import printable
 from bertune.progress import Display, start_display
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from bertune.ship.predict import Predictor
 
 LABELS = ("data.label", "data.label_names", "data.label_sep")
-KEYS = (*READING, "data.text", "data.text_pair", *LABELS, "data.group", *MACHINE)
+KEYS = (*READING, "data.text", "data.text_pair", *LABELS, "data.group", "report.slices", *MACHINE)
 CHUNK = 4096  # rows between two signs of life
 
 
@@ -55,11 +56,15 @@ class Evaluate(Configured):
             print_json(metrics)
             return
 
+        from bertune.evaluate.slices import worst_in_words
         from bertune.evaluate.tables import interval_column, label_table, result_table
 
         print_table(result_table({"value": metrics, **interval_column(metrics["intervals"], "95 %")}, kind))
         print()
         print_table(label_table(metrics))
+        worst = worst_in_words(metrics["slices"])
+        if worst is not None:
+            print(f"\n{printable(worst)}")
 
 
 def measure(folder: str, files: list[str], config: Config, display: Display) -> tuple[dict[str, Any], str]:
@@ -70,8 +75,9 @@ def measure(folder: str, files: list[str], config: Config, display: Display) -> 
     from bertune.data.splits import groups_of
     from bertune.data.tasks import encode_labels, infer_task, rows_of
     from bertune.evaluate.calibrate import calibration
-    from bertune.evaluate.metrics import evaluate
+    from bertune.evaluate.metrics import check_metric, evaluate
     from bertune.evaluate.resample import intervals, scores_of
+    from bertune.evaluate.slices import attributes, slices
     from bertune.model.machine import peak_memory
     from bertune.ship.predict import readable_task
 
@@ -85,26 +91,32 @@ def measure(folder: str, files: list[str], config: Config, display: Display) -> 
     predictor = open_predictor(folder, config)
     rows = rows_of(readable_task(task, table.columns, predictor.tokenizer), table, allow_empty=False)
     begin = time.perf_counter()
-    logits, tokens = logits_of(predictor, rows, display)
+    for name in config.report.slices:
+        table.column(name)  # rather an error now than at the end
+    logits, full_lengths, lengths = logits_of(predictor, rows, display)
     seconds = time.perf_counter() - begin
     rule = predictor.rule
     said = rule.decide(task.kind, logits)
     metrics = evaluate(task.kind, task.labels, rule.calibrated(logits), targets, said=said)
-    metrics["intervals"] = intervals(scores_of(rule, task.kind, logits, targets), groups=groups)
+    scores = scores_of(rule, task.kind, logits, targets)
+    metrics["intervals"] = intervals(scores, groups=groups)
+    metric = check_metric("auto", task.kind)
+    by = attributes(full_lengths, lengths, {name: table.column(name) for name in config.report.slices})
+    metrics["slices"] = slices(scores, metric, by, groups=groups)
     metrics["calibration"] = calibration(task.kind, rule.calibrated(logits), targets)
-    speed = {"examples_per_second": len(rows) / seconds, "tokens_per_second": tokens / seconds}
+    speed = {"examples_per_second": len(rows) / seconds, "tokens_per_second": int(lengths.sum()) / seconds}
     return {**metrics, "seconds": seconds, **speed, "peak_memory_bytes": peak_memory()}, task.kind
 
 
-def logits_of(predictor: Predictor, rows: Rows, display: Display) -> tuple[np.ndarray, int]:
-    """Logits [rows, labels] and the number of tokens, told as it goes."""
+def logits_of(predictor: Predictor, rows: Rows, display: Display) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits [rows, labels], and the tokens of each row before and after cutting; told as it goes."""
     import numpy as np
 
-    parts, tokens = [], 0
+    parts = []
     with display.measure(len(rows), "rows") as meter:
         for start in range(0, len(rows), CHUNK):
             encoded = predictor.encode(rows.slice(start, start + CHUNK))
-            parts.append(predictor.backend.logits(encoded))
-            tokens += int(encoded.lengths.sum())
+            parts.append((predictor.backend.logits(encoded), encoded.full_lengths, encoded.lengths))
             meter.advance(min(start + CHUNK, len(rows)))
-    return np.concatenate(parts), tokens
+    logits, full_lengths, lengths = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return logits, full_lengths, lengths

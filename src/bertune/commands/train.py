@@ -13,7 +13,7 @@ import typer
 from bertune.commands.options import Configured, configured, flags_of, switch, with_flags
 from bertune.commands.output import print_json, print_table
 from bertune.config import Config
-from bertune.errors import ConfigError
+from bertune.errors import ConfigError, printable
 from bertune.progress import start_display
 
 
@@ -98,7 +98,7 @@ def print_results(metrics: dict[str, Any], kind: str) -> None:
         print_table(result_table(columns, kind))
     said = verdict(metrics)
     if said:
-        print("", *said, sep="\n")
+        print("", *map(printable, said), sep="\n")
 
 
 def shell_word(path: Path) -> str:

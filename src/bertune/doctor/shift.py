@@ -10,13 +10,12 @@ import numpy as np
 
 from bertune.doctor.corpus import Corpus
 from bertune.doctor.findings import Finding
-from bertune.doctor.telling import auc_apart, grouped_folds, words_apart
+from bertune.doctor.telling import SPREADS, auc_apart, chance_error, grouped_folds, words_apart
 from bertune.errors import listed
 
 SAMPLE = 10_000  # rows of a split that are looked at
 FEWEST = 30
 SHIFTED = 0.6  # area under the curve from which splits differ enough to matter
-SPREADS = 4.0  # standard errors above chance that the area has to be, too
 WORDS = 6
 
 
@@ -39,7 +38,7 @@ def _words(corpus: Corpus, name: str) -> list[Finding]:
     # Rows about one thing, such as the pairs that share a first side, mostly lie in one split: not to be learned.
     group = np.unique([corpus.keys[row][0] for row in rows], return_inverse=True)[1]
     found = auc_apart(texts, which, grouped_folds(group, 3))
-    if found < max(SHIFTED, 0.5 + SPREADS * _standard_error(which)):
+    if found < max(SHIFTED, 0.5 + SPREADS * chance_error(which)):
         return []
     train, other = words_apart(texts, which).telling(WORDS)
     return [Finding(
@@ -68,9 +67,3 @@ def _labels(corpus: Corpus, name: str) -> list[Finding]:
         "label_shift", "warning", len(odd), f"labels are not as frequent in {name} as in train: {told}",
         "The decision rule is chosen on the validation rows: choose them like the rows to come.",
     )]  # fmt: skip
-
-
-def _standard_error(which: np.ndarray) -> float:
-    """Of the area under the curve by chance alone (Mann and Whitney 1947)."""
-    one, other = int(which.sum()), int((1 - which).sum())
-    return float(np.sqrt((one + other + 1) / (12 * one * other)))

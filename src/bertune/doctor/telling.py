@@ -10,6 +10,8 @@ import numpy as np
 
 from bertune.evaluate.baseline import single_words
 
+SPREADS = 4.0  # standard errors from chance that a difference has to be to count
+
 Folds = Iterable[tuple[np.ndarray, np.ndarray]]
 
 
@@ -70,6 +72,12 @@ def grouped_folds(groups: np.ndarray, count: int, *, seed: int = 0) -> list[tupl
     distinct, group = np.unique(groups, return_inverse=True)
     fold = np.random.default_rng(seed).permutation(len(distinct))[group] % count
     return [(np.flatnonzero(fold != number), np.flatnonzero(fold == number)) for number in range(count)]
+
+
+def chance_error(which: np.ndarray) -> float:
+    """Standard error of an area under the curve by chance alone (Mann and Whitney 1947). which: 0 or 1 for each row."""
+    one, other = int(which.sum()), int((1 - which).sum())
+    return float(np.sqrt((one + other + 1) / (12 * one * other)))
 
 
 def label_aucs(hot: np.ndarray, scores: np.ndarray) -> np.ndarray:

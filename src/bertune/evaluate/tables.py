@@ -9,6 +9,7 @@ from typing import Any
 from bertune.errors import printable
 from bertune.evaluate.baseline import TITLES
 from bertune.evaluate.metrics import METRICS
+from bertune.evaluate.slices import worst_in_words
 
 
 def result_columns(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -39,7 +40,7 @@ def interval_column(intervals: Mapping[str, Any], title: str) -> dict[str, Mappi
 
 
 def verdict(metrics: Mapping[str, Any]) -> list[str]:
-    """In a sentence each: the metric that counts with its interval, and how it stands to each baseline."""
+    """In a sentence each: the metric that counts with its interval, how it stands to each baseline, the worst slice."""
     split, metric = judged_split(metrics), metrics["metric"]
     if split is None or metrics["intervals"][split][metric] is None:
         return []
@@ -49,7 +50,8 @@ def verdict(metrics: Mapping[str, Any]) -> list[str]:
         gain = found[split].get("gain")
         if gain is not None:
             lines.append(f"Against {TITLES[name]} ({found[split][metric]:.4f}): {gain_in_words(gain)}.")
-    return lines
+    worst = worst_in_words(metrics["slices"][split])
+    return lines if worst is None else [*lines, worst]
 
 
 def gain_in_words(gain: Mapping[str, float]) -> str:

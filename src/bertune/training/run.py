@@ -88,6 +88,7 @@ def _run(
     check_defined(metric, prepared)
     check_used(config, prepared.task.kind, prepared.splits)
     check_freeze(config, encoder)
+    check_columns(config, prepared)
     max_length = settle_length(config, encoder, prepared.task, tokenizer)
     tokenize(prepared, tokenizer, max_length=max_length, truncation=config.model.truncation, say=say)
     checkup = look_over(config, prepared, folder, tokenizer, listener, max_length=max_length)
@@ -152,6 +153,13 @@ def check_defined(metric: str, prepared: Prepared) -> None:
     if split is not None:
         blank = np.zeros((len(split), task.num_labels), dtype=np.float32)
         metric_value(metric, evaluate(task.kind, task.labels, blank, split.targets))
+
+
+def check_columns(config: Config, prepared: Prepared) -> None:
+    """Raise DataError where a split lacks a column of --slice, rather than at the end."""
+    for split in prepared.splits.values():
+        for name in config.report.slices:
+            split.table.column(name)
 
 
 def check_freeze(config: Config, encoder: EncoderConfig) -> None:

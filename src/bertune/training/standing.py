@@ -15,6 +15,7 @@ from bertune.evaluate.choose import choose_rule
 from bertune.evaluate.metrics import METRICS, evaluate
 from bertune.evaluate.resample import RANKED, Scores, differences, intervals, scores_of
 from bertune.evaluate.rule import Rule
+from bertune.evaluate.slices import attributes, slices
 from bertune.training.listen import Listener
 from bertune.training.prepare import Prepared, Split
 
@@ -25,20 +26,25 @@ UNCALIBRATED = {"log_loss"}
 def standing(
     config: Config, prepared: Prepared, logits: Mapping[str, np.ndarray], rule: Rule, listener: Listener, *, metric: str
 ) -> dict[str, Any]:
-    """`intervals` and `baselines` of metrics.json.
+    """`intervals`, `slices` and `baselines` of metrics.json.
 
     logits: those of the result, by split; rule: what turns them into answers. The linear models have a rule of
     their own, chosen on the validation rows in the same way, so that a gain is not that of the rule.
 
-    intervals: {split: as `resample.intervals` returns them}. baselines: {name: {split: {metric: value}}}, each also
-    with `gain`: by how much the result is better in `metric` (or worse, if negative), with its paired 95 % interval.
+    intervals: {split: as `resample.intervals` returns them}; slices: {split: as `slices.slices` does}. baselines:
+    {name: {split: {metric: value}}}, each also with `gain`: by how much the result is better in `metric` (or worse, if
+    negative), with its paired 95 % interval.
     """
     task, splits = prepared.task, prepared.splits
-    found: dict[str, Any] = {"intervals": {}, "baselines": {}}
+    found: dict[str, Any] = {"intervals": {}, "slices": {}, "baselines": {}}
     groups = {name: _groups(splits[name], config.data.group) for name in logits}
     ours = {name: scores_of(rule, task.kind, values, splits[name].targets) for name, values in logits.items()}
     for name, scores in ours.items():
         found["intervals"][name] = intervals(scores, groups=groups[name])
+        tokens = splits[name].tokens
+        cells = {column: splits[name].table.column(column) for column in config.report.slices}
+        by = attributes(tokens.full_lengths, tokens.lengths, cells)
+        found["slices"][name] = slices(scores, metric, by, groups=groups[name])
     if not config.report.baselines:
         return found
     texts = {name: plain_texts(rows_of(task, split.table, allow_empty=True)) for name, split in splits.items()}

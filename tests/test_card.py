@@ -17,6 +17,8 @@ from bertune.data.tasks import Task
 from bertune.evaluate.card import CardInfo, escaped, file_name, markdown_table, model_card
 from bertune.evaluate.curves import plot_curves, smoothed
 from bertune.evaluate.metrics import evaluate
+from bertune.evaluate.rule import Rule
+from bertune.evaluate.sets import Sets
 
 NASTY = "<script>|x"
 
@@ -167,3 +169,10 @@ def test_drawing_leaves_the_users_matplotlib_alone(tmp_path: Path) -> None:
 def test_smoothing_keeps_a_constant_and_the_length() -> None:
     assert smoothed(np.full(100, 2.0)) == pytest.approx(np.full(100, 2.0))
     assert smoothed(np.arange(5.0)).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_card_tells_what_the_model_promises() -> None:
+    rule = Rule(sets=Sets(coverage=0.95, cutoffs=(0.1, 0.2)), abstain=0.8125)
+    text = model_card(info(rule=rule))
+    assert "a set of labels that holds the right one in 95 % of the rows" in text
+    assert "Answers with a confidence below 0.812 are left to a person." in text

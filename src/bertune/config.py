@@ -350,6 +350,21 @@ class DecideConfig(Section):
     miss_cost: float = Field(1.0, gt=0, description="What a label that is missed costs, a false one costing 1.")
     min_labels: int = Field(0, ge=0, description="Labels that a row gets at least.")
     max_labels: int | None = Field(None, ge=1, description="Labels that a row gets at most.")
+    coverage: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Also give sets of labels that hold the right one this often; half of the validation rows are kept "
+        "for it.",
+        json_schema_extra=flag("--coverage", group="Decision", metavar="P"),
+    )
+    accuracy: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Ask a person where answers are not right this often; half of the validation rows are kept for it.",
+        json_schema_extra=flag("--accuracy", group="Decision", metavar="P"),
+    )
 
     @field_validator("threshold", mode="before")
     @classmethod

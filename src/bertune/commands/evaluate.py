@@ -80,6 +80,7 @@ def measure(folder: str, files: list[str], config: Config, display: Display) -> 
     from bertune.evaluate.slices import attributes, slices
     from bertune.model.machine import peak_memory
     from bertune.ship.predict import readable_task
+    from bertune.training.promise import judge_promises
 
     table = read_table(files, with_model_columns(config.data, fixed, label=True))
     for note in table.notes:
@@ -104,6 +105,7 @@ def measure(folder: str, files: list[str], config: Config, display: Display) -> 
     by = attributes(full_lengths, lengths, {name: table.column(name) for name in config.report.slices})
     metrics["slices"] = slices(scores, metric, by, groups=groups)
     metrics["calibration"] = calibration(task.kind, rule.calibrated(logits), targets)
+    metrics |= judge_promises(rule, task, logits, targets)
     speed = {"examples_per_second": len(rows) / seconds, "tokens_per_second": int(lengths.sum()) / seconds}
     return {**metrics, "seconds": seconds, **speed, "peak_memory_bytes": peak_memory()}, task.kind
 

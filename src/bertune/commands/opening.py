@@ -9,6 +9,7 @@ from bertune.errors import ConfigError
 
 if TYPE_CHECKING:
     from bertune.data.tasks import Task
+    from bertune.evaluate.rule import Rule
     from bertune.ship.predict import Predictor
 
 MACHINE = ("train.device", "train.precision", "train.threads", "train.seed")
@@ -32,6 +33,13 @@ def trained_task(folder: str) -> Task:
     from bertune.bundle import Bundle
 
     return Bundle.read(folder, verify=False).task
+
+
+def trained_rule(folder: str) -> Rule:
+    """How the model in `folder` decides."""
+    from bertune.bundle import Bundle
+
+    return Bundle.read(folder, verify=False).decision
 
 
 def with_model_columns(data: DataConfig, task: Task, *, label: bool) -> DataConfig:

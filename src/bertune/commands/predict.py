@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from bertune.commands.incoming import spooled, tables_of_files, tables_of_lines
-from bertune.commands.opening import DEFAULTS, MACHINE, open_predictor, trained_task
+from bertune.commands.opening import DEFAULTS, MACHINE, open_predictor, trained_rule, trained_task
 from bertune.commands.options import READING, Configured, configured, flags_of, switch, with_flags
 from bertune.commands.output import check_target, print_json
-from bertune.commands.sheet import FORMS, Sheet, check_columns, format_of
+from bertune.commands.sheet import ABSTAIN, FORMS, SET, Sheet, check_columns, format_of, promised_columns
 from bertune.errors import ConfigError, nearest
 from bertune.progress import Display, is_terminal, start_display
 
@@ -80,17 +80,23 @@ class Predict(Configured):
                 files = [stack.enter_context(spooled())] if piped else self.files
                 placed, tables = tables_of_files(files, config.data, task)
             first = next(tables)  # what is wrong with the columns is said before torch is imported
-            check_columns(first, placed, raw=self.raw)
+            extra = self.promised()
+            check_columns(first, placed, raw=self.raw, extra=extra)
             predictor = open_predictor(self.folder, config)
             if self.threshold is not None:
                 predictor = predictor.with_threshold(self.threshold)
-            sheet = Sheet(stack.enter_context(output(target)), form, first.columns, placed, raw=self.raw)
+            sheet = Sheet(stack.enter_context(output(target)), form, first.columns, placed, raw=self.raw, extra=extra)
             show = target is not None or not is_terminal(sys.stdout)
             rows = fill(sheet, predictor, placed, chain([first], tables), display, show=show)
         if target is not None:
             display.say(f"{rows:,} rows are in {target}.")
             if self.as_json:
                 print_json({"out": str(target), "rows": rows, "labels": list(task.labels)})
+
+    def promised(self) -> list[str]:
+        """The columns of what the model promises; --threshold gives other answers than those it promised about."""
+        columns = promised_columns(trained_rule(self.folder))
+        return [name for name in columns if name != ABSTAIN or self.threshold is None]
 
     def refuse_table_flags(self) -> None:
         """ConfigError for a flag that says how to read a table, where stdin holds one text a line."""
@@ -124,7 +130,12 @@ def fill(
             logits = predictor.logits_of_table(table, task)
             cells = [table.column(name) for name in table.columns]
             values = logits if sheet.raw else predictor.probabilities(logits)
-            sheet.write(cells, predictor.names(logits), values)
+            promised: dict[str, Sequence[Any]] = {}
+            if SET in sheet.extra:
+                promised[SET] = predictor.sets(logits)
+            if ABSTAIN in sheet.extra:
+                promised[ABSTAIN] = predictor.rule.abstains(predictor.task.kind, logits).tolist()
+            sheet.write(cells, predictor.names(logits), values, promised)
             sheet.stream.flush()
             done += len(table)
             if meter is not None:

@@ -13,7 +13,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from bertune.evaluate.abstain import confidence
 from bertune.evaluate.metrics import Array, probabilities
+from bertune.evaluate.sets import Sets
 
 Temperature = Annotated[float, Field(gt=0)]
 Threshold = Annotated[float, Field(ge=0, le=1)]
@@ -24,6 +26,7 @@ class Rule(BaseModel):
     label, as probabilities after calibration ('multi'; 1: never said). Empty: 1, 0 and one half, the model as it is.
 
     min_labels: how many labels a row gets at least, the nearest to their thresholds; max_labels: at most.
+    sets: how the labels that a row may have are told; abstain: confidence below which a person is asked (2: always).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,6 +36,8 @@ class Rule(BaseModel):
     thresholds: tuple[Threshold, ...] = ()
     min_labels: int = Field(0, ge=0)
     max_labels: int | None = Field(None, ge=1)
+    sets: Sets | None = None
+    abstain: float | None = Field(None, ge=0)
 
     def calibrated(self, logits: Array) -> Array:
         """Logits [n, L] whose softmax or sigmoid are calibrated probabilities."""
@@ -57,19 +62,34 @@ class Rule(BaseModel):
                 said &= rank < self.max_labels
         return said
 
+    def label_sets(self, kind: str, logits: Array) -> Array:
+        """The labels that each row may have, bool [n, L]; there has to be a rule for it."""
+        assert self.sets is not None, "the model has no sets"
+        return self.sets.of(kind, self.probabilities(kind, logits))
+
+    def abstains(self, kind: str, logits: Array) -> Array:
+        """Whether a person has to be asked, bool [n]; there has to be a rule for it."""
+        assert self.abstain is not None, "the model answers always"
+        return confidence(kind, self.probabilities(kind, logits), self.decide(kind, logits)) < self.abstain
+
     def margins(self, logits: Array) -> Array:
         """How far the calibrated logits [n, L] lie above their thresholds ('multi')."""
         calibrated = self.calibrated(logits)
         return calibrated - logit(self.thresholds) if self.thresholds else np.asarray(calibrated)
 
     def with_threshold(self, threshold: float, num_labels: int) -> Rule:
-        """The same calibration with one threshold for every label."""
-        return self.model_copy(update={"thresholds": (threshold,) * num_labels})
+        """The same calibration and sets with one threshold for every label; what was promised about the accuracy of
+        other answers is gone."""
+        return self.model_copy(update={"thresholds": (threshold,) * num_labels, "abstain": None})
 
     def ordered(self, order: Sequence[int]) -> Rule:
         """The rule for labels in another order: `order` has the old place of each."""
         fields = {"temperatures": self.temperatures, "biases": self.biases, "thresholds": self.thresholds}
+        new: dict[str, object]
         new = {name: tuple(values[place] for place in order) for name, values in fields.items() if len(values) > 1}
+        if self.sets is not None and len(self.sets.cutoffs) > 1:
+            cutoffs = tuple(self.sets.cutoffs[place] for place in order)
+            new["sets"] = self.sets.model_copy(update={"cutoffs": cutoffs})
         return self.model_copy(update=new)
 
 

@@ -89,6 +89,29 @@ class Predictor:
         """Calibrated probabilities of logits, float64 [rows, labels]."""
         return self.rule.probabilities(self.task.kind, logits)
 
+    def predict_set(self, rows: Any) -> list[list[str]]:
+        """The labels that each row may have, the right one among them as often as was asked for in training;
+        ConfigError where nothing was asked."""
+        if self.rule.sets is None:
+            raise ConfigError("the model tells no sets; train it with --coverage, for example --coverage 0.9.")
+        return self.sets(self.logits(rows))
+
+    def sets(self, logits: np.ndarray) -> list[list[str]]:
+        """The labels that rows of logits may have, the likeliest first."""
+        kind = self.task.kind
+        inside, shares = self.rule.label_sets(kind, logits), self.rule.probabilities(kind, logits)
+        order = np.argsort(-shares, axis=1, kind="stable")
+        return [
+            [self.labels[place] for place in places if held[place]] for places, held in zip(order, inside, strict=True)
+        ]
+
+    def abstains(self, rows: Any) -> np.ndarray:
+        """Whether a person has to be asked about each row, bool [rows]; ConfigError where no accuracy was asked for in
+        training."""
+        if self.rule.abstain is None:
+            raise ConfigError("the model answers always; train it with --accuracy, for example --accuracy 0.95.")
+        return self.rule.abstains(self.task.kind, self.logits(rows))
+
     def with_threshold(self, threshold: float) -> Predictor:
         """The same model, giving every label from a calibrated probability of `threshold` on; ConfigError where it
         gives exactly one label a row."""

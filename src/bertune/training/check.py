@@ -34,12 +34,15 @@ def check_decision(decide: DecideConfig, kind: str, splits: Collection[str]) -> 
     """Raise ConfigError for a part of the decision rule that has no meaning here, or that another part decides."""
     default = DecideConfig()
     changed = [name for name in DecideConfig.model_fields if getattr(decide, name) != getattr(default, name)]
-    of_several = [name for name in changed if name != "calibration"]
+    of_several = [name for name in changed if name not in ("calibration", "coverage", "accuracy")]
     if kind == "single" and of_several:
         raise ConfigError(
             f"decide.{of_several[0]} {getattr(decide, of_several[0])}: belongs to a task with any number of labels a "
             "row; of one label a row the likeliest is given. Leave it out."
         )
+    for name in ("coverage", "accuracy"):
+        if name in changed and "valid" not in splits:
+            raise ConfigError(f"--{name}: needs validation rows, and there are none. Pass --valid FILE or a fraction.")
     ways = [name for name in ("threshold", "precision", "miss_cost") if name in changed]
     if len(ways) > 1:
         raise ConfigError(f"decide.{ways[0]} and decide.{ways[1]} each say where a label begins; pass one of them.")

@@ -28,6 +28,7 @@ from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
 from bertune.training.judge import decide_how, measure, results
 from bertune.training.outcome import predictions_file
+from bertune.training.promise import kept_promises, promise
 from bertune.training.standing import standing
 from bertune.training.summary import train_metrics
 
@@ -49,7 +50,7 @@ def finish(
     metrics: dict[str, Any] = {"metric": metric, "train": train_metrics(fit)}
     predictor = Predictor.load(out, threads=fit.machine.threads, device=fit.machine.device)
     task = fit.prepared.task
-    splits = {name: split for name, split in fit.prepared.splits.items() if name != "train"}
+    splits = {name: split for name, split in fit.prepared.splits.items() if name in ("valid", "test")}
     measured = {name: measure(predictor, split, fit.listener) for name, split in splits.items()}
     logits = {name: found[0] for name, found in measured.items()}
     column, valid = fit.config.data.group, splits.get("valid")
@@ -57,6 +58,10 @@ def finish(
     rule, how = decide_how(
         fit.config.decide, task, splits, logits, metric=metric, groups=groups, say=fit.listener.say
     )
+    held = fit.prepared.splits.get("conformal")
+    if held is not None:
+        rule = promise(fit.config.decide, task, rule, held, measure(predictor, held, fit.listener)[0])
+    how |= kept_promises(fit.config.decide, task, rule, splits, logits, held, say=fit.listener.say)
     bundle = keep_rule(out, bundle, rule)
     for name, split in splits.items():
         metrics[name] = results(rule, task, logits[name], split.targets) | measured[name][1]

@@ -131,6 +131,24 @@ def _planned(splits: dict[str, Split], task: Task, path: str, say: Say) -> Split
     return Split("train", train.table.take(rows), targets[rows])
 
 
+def keep_apart(prepared: Prepared, data: DataConfig) -> Prepared:
+    """Half of the validation rows become the split `conformal`: they choose nothing, and so can promise something."""
+    valid = prepared.splits["valid"]
+    groups = groups_of(valid.table, data.group) if data.group else None
+    halves = split_rows(
+        valid.targets, prepared.task.kind, valid=0.5, test=None, seed=data.split_seed, groups=groups
+    )
+    assert halves.valid is not None
+    parts = {
+        name: Split(name, valid.table.take(rows), valid.targets[rows])
+        for name, rows in (("valid", halves.train), ("conformal", halves.valid))
+    }
+    splits: dict[str, Split] = {}
+    for name, split in prepared.splits.items():
+        splits |= parts if name == "valid" else {name: split}
+    return Prepared(prepared.task, splits, f"{prepared.rule}; half of the validation rows promise, and choose nothing")
+
+
 def _refuse_shared_groups(splits: dict[str, Split], given: Collection[str], group: str) -> None:
     """ConfigError where two splits share a group; `given` are those that have a file of their own."""
     groups = {name: set(groups_of(split.table, group)) for name, split in splits.items()}

@@ -37,7 +37,8 @@ from bertune.training.listen import Listener, Silent
 from bertune.training.loop import Diverged
 from bertune.training.opening import check_fit, load, settle_length
 from bertune.training.outcome import read_metrics
-from bertune.training.prepare import Prepared, read_splits, tokenize, write_split_rows
+from bertune.training.prepare import Prepared, keep_apart, read_splits, tokenize, write_split_rows
+from bertune.training.promise import check_enough
 from bertune.training.settle import Load, Plan, duration, estimate, settle
 
 log = logging.getLogger("bertune")
@@ -87,6 +88,11 @@ def _run(
     metric = check_metric(config.train.metric, prepared.task.kind)
     check_defined(metric, prepared)
     check_used(config, prepared.task.kind, prepared.splits)
+    if config.decide.coverage is not None or config.decide.accuracy is not None:
+        prepared = keep_apart(prepared, config.data)
+        sizes = (len(prepared.splits[name]) for name in ("conformal", "valid"))
+        say("Of the validation rows {:,} are kept for what is promised, and {:,} choose.".format(*sizes))
+        check_enough(config.decide, prepared.task.kind, len(prepared.splits["conformal"]))
     check_freeze(config, encoder)
     check_columns(config, prepared)
     max_length = settle_length(config, encoder, prepared.task, tokenizer)

@@ -241,8 +241,8 @@ def _limits(info: CardInfo) -> Iterable[str]:
         yield "Probabilities are the model's own and have not been calibrated."
     if info.rule.sets is not None:
         yield (
-            f"Beside an answer it tells a set of labels that holds the right one in {100 * info.rule.sets.coverage:g} % "
-            "of the rows, as long as rows are like those that it was measured on."
+            "Beside an answer it tells a set of labels that holds the right one in "
+            f"{100 * info.rule.sets.coverage:g} % of the rows, as long as rows are like those that it was measured on."
         )
     if info.rule.abstain is not None:
         yield f"Answers with a confidence below {info.rule.abstain:.3g} are left to a person."

@@ -16,10 +16,13 @@ from bertune.commands.opening import DEFAULTS, MACHINE, open_predictor, trained_
 from bertune.commands.options import READING, Configured, configured, flags_of, switch, with_flags
 from bertune.commands.output import check_target, print_json
 from bertune.commands.sheet import ABSTAIN, FORMS, SET, Sheet, check_columns, format_of, promised_columns
-from bertune.errors import ConfigError, nearest
+from bertune.errors import ConfigError, listed, nearest
 from bertune.progress import Display, is_terminal, start_display
+from bertune.sections import split_list
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from bertune.data.read import Table
     from bertune.data.tasks import Task
     from bertune.ship.predict import Predictor
@@ -62,6 +65,13 @@ class Predict(Configured):
         float | None,
         typer.Option(metavar="P", help="Give a label from this probability on, in place of the model's thresholds."),
     ] = None
+    label_mix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="estimate|FILE.yaml|A=P,B=P",
+            help="How frequent labels are among these rows, where not as in training; or estimate it from them.",
+        ),
+    ] = None
     raw: Annotated[bool, switch("--raw", "`logit:<label>` columns in place of the probabilities.")] = False
 
     def run(self) -> None:
@@ -83,18 +93,33 @@ class Predict(Configured):
             extra = self.promised()
             check_columns(first, placed, raw=self.raw, extra=extra)
             predictor = open_predictor(self.folder, config)
+            tables = chain([first], tables)
+            known = None
+            if self.label_mix == "estimate":
+                if as_lines:
+                    raise ConfigError("--label-mix estimate: reads the rows twice; name a file, or pass --format.")
+                import numpy as np
+
+                known = [predictor.logits_of_table(table, placed) for table in tables]
+                predictor = with_mix(predictor, predictor.estimated_mix(np.concatenate(known)), display)
+                placed, tables = tables_of_files(files, config.data, task)
+            elif self.label_mix is not None:
+                predictor = with_mix(predictor, read_mix(self.label_mix), display)
             if self.threshold is not None:
                 predictor = predictor.with_threshold(self.threshold)
             sheet = Sheet(stack.enter_context(output(target)), form, first.columns, placed, raw=self.raw, extra=extra)
             show = target is not None or not is_terminal(sys.stdout)
-            rows = fill(sheet, predictor, placed, chain([first], tables), display, show=show)
+            rows = fill(sheet, predictor, placed, tables, display, show=show, known=known)
         if target is not None:
             display.say(f"{rows:,} rows are in {target}.")
             if self.as_json:
                 print_json({"out": str(target), "rows": rows, "labels": list(task.labels)})
 
     def promised(self) -> list[str]:
-        """The columns of what the model promises; --threshold gives other answers than those it promised about."""
+        """The columns of what the model promises; --threshold gives other answers than those it promised about, and
+        --label-mix is for other rows."""
+        if self.label_mix is not None:
+            return []
         columns = promised_columns(trained_rule(self.folder))
         return [name for name in columns if name != ABSTAIN or self.threshold is None]
 
@@ -120,14 +145,44 @@ class Predict(Configured):
         return self.output_format
 
 
+def read_mix(text: str) -> dict[str, float]:
+    """`A=0.2,B=0.8`, or a YAML file of such a mapping."""
+    from bertune.settings import read_yaml
+
+    pairs: list[tuple[str, Any]]
+    if "=" not in text or Path(text).is_file():
+        pairs = list(read_yaml(text, what="file of a label mix", holds="labels and shares").items())
+    else:
+        pairs = [(name.strip(), share) for name, _, share in (part.rpartition("=") for part in split_list(text))]
+    found = {}
+    for name, share in pairs:
+        try:
+            found[str(name)] = float(share)
+        except (TypeError, ValueError):
+            raise ConfigError(f"--label-mix {text}: '{share}' is no share; write LABEL=0.2,LABEL=0.8.") from None
+    return found
+
+
+def with_mix(predictor: Predictor, mix: dict[str, float], display: Display) -> Predictor:
+    """The predictor for this mix, which is said."""
+    mixed = predictor.with_label_mix(mix)
+    was = dict(zip(predictor.labels, predictor.rule.shares, strict=True))
+    told = [f"{label} {100 * share:.1f} % (was {100 * was[label]:.1f} %)" for label, share in mix.items()]
+    display.say(f"Label mix: {listed(told, 8)}.")
+    return mixed
+
+
 def fill(
-    sheet: Sheet, predictor: Predictor, task: Task, tables: Iterator[Table], display: Display, *, show: bool
-) -> int:
-    """Predict table after table and write each; the number of rows. show: tell how far it is."""
-    done = 0
+    sheet: Sheet, predictor: Predictor, task: Task, tables: Iterator[Table], display: Display, *, show: bool,
+    known: Sequence[np.ndarray] | None = None,
+) -> int:  # fmt: skip
+    """Predict table after table and write each; the number of rows. show: tell how far it is; known: logits of each
+    table, where they are."""
+    done, number = 0, 0
     with display.measure(None, "rows") if show else nullcontext() as meter:
         for table in tables:
-            logits = predictor.logits_of_table(table, task)
+            logits = predictor.logits_of_table(table, task) if known is None else known[number]
+            number += 1
             cells = [table.column(name) for name in table.columns]
             values = logits if sheet.raw else predictor.probabilities(logits)
             promised: dict[str, Sequence[Any]] = {}

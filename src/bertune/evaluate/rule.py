@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bertune.evaluate.abstain import confidence
 from bertune.evaluate.metrics import Array, probabilities
+from bertune.evaluate.mix import shift
 from bertune.evaluate.sets import Sets
 
 Temperature = Annotated[float, Field(gt=0)]
@@ -27,6 +28,7 @@ class Rule(BaseModel):
 
     min_labels: how many labels a row gets at least, the nearest to their thresholds; max_labels: at most.
     sets: how the labels that a row may have are told; abstain: confidence below which a person is asked (2: always).
+    shares: how frequent each label is among rows for which the probabilities are right; unknown where empty.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,6 +40,7 @@ class Rule(BaseModel):
     max_labels: int | None = Field(None, ge=1)
     sets: Sets | None = None
     abstain: float | None = Field(None, ge=0)
+    shares: tuple[Threshold, ...] = ()
 
     def calibrated(self, logits: Array) -> Array:
         """Logits [n, L] whose softmax or sigmoid are calibrated probabilities."""
@@ -82,9 +85,18 @@ class Rule(BaseModel):
         other answers is gone."""
         return self.model_copy(update={"thresholds": (threshold,) * num_labels, "abstain": None})
 
+    def with_shares(self, kind: str, shares: Array) -> Rule:
+        """The rule for rows among which the labels have these shares [L]. What was promised held for others, and is
+        gone."""
+        assert self.shares, "the shares of the rows that chose the rule are not known"
+        move = shift(kind, np.array(self.shares), shares)
+        biases = tuple(float(bias) for bias in move + np.array(self.biases or 0.0))
+        told = tuple(float(share) for share in shares)
+        return self.model_copy(update={"biases": biases, "shares": told, "sets": None, "abstain": None})
+
     def ordered(self, order: Sequence[int]) -> Rule:
         """The rule for labels in another order: `order` has the old place of each."""
-        fields = {"temperatures": self.temperatures, "biases": self.biases, "thresholds": self.thresholds}
+        fields = {name: getattr(self, name) for name in ("temperatures", "biases", "thresholds", "shares")}
         new: dict[str, object]
         new = {name: tuple(values[place] for place in order) for name, values in fields.items() if len(values) > 1}
         if self.sets is not None and len(self.sets.cutoffs) > 1:

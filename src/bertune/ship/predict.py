@@ -12,7 +12,8 @@ from bertune.bundle import Bundle
 from bertune.data.rows import rows_from_python
 from bertune.data.tasks import Rows, Task
 from bertune.data.tokens import Encoded, Tokenizer
-from bertune.errors import ConfigError
+from bertune.errors import ConfigError, listed, nearest
+from bertune.evaluate.mix import estimated_shares
 from bertune.evaluate.rule import Rule
 
 if TYPE_CHECKING:
@@ -121,6 +122,46 @@ class Predictor:
             raise ConfigError(f"--threshold {threshold:g}: lies between 0 and 1.")
         rule = self.rule.with_threshold(threshold, len(self.labels))
         return Predictor(self.bundle.model_copy(update={"decision": rule}), self.tokenizer, self.backend)
+
+    def estimate_mix(self, rows: Any) -> dict[str, float]:
+        """How frequent each label is among unlabelled rows, where only that differs from the validation rows."""
+        return self.estimated_mix(self.logits(rows))
+
+    def estimated_mix(self, logits: np.ndarray) -> dict[str, float]:
+        """The same from the logits of the rows."""
+        self._check_mix()
+        shares = estimated_shares(self.task.kind, self.probabilities(logits), np.array(self.rule.shares))
+        return dict(zip(self.labels, shares.tolist(), strict=True))
+
+    def with_label_mix(self, mix: Mapping[str, float]) -> Predictor:
+        """The same model for rows among which labels are as frequent as `mix` says: shares between 0 and 1 by label.
+
+        Of one label a row they are given for all labels and sum to 1; of several, labels that are left out stay as
+        frequent as they were. Sets and abstention were promised for other rows, and are left out. Raises ConfigError.
+        """
+        self._check_mix()
+        for label, share in mix.items():
+            if label not in self.labels:
+                near = nearest(label, self.labels) or f"; expected {listed(self.labels)}."
+                raise ConfigError(f"label mix: '{label}' is not a label of this model{near}")
+            if not 0 <= share <= 1:
+                raise ConfigError(f"label mix: '{label}' has the share {share:g}; shares lie between 0 and 1.")
+        if self.task.kind == "single":
+            missing = [label for label in self.labels if label not in mix]
+            if missing:
+                raise ConfigError(f"label mix: gives no share to {listed(missing)}; every label needs one.")
+            if abs(sum(mix.values()) - 1) > 0.01:
+                raise ConfigError(f"label mix: the shares sum to {sum(mix.values()):g}; they have to sum to 1.")
+        shares = np.array([mix.get(label, own) for label, own in zip(self.labels, self.rule.shares, strict=True)])
+        rule = self.rule.with_shares(self.task.kind, shares)
+        return Predictor(self.bundle.model_copy(update={"decision": rule}), self.tokenizer, self.backend)
+
+    def _check_mix(self) -> None:
+        if not self.rule.shares:
+            raise ConfigError(
+                "the model does not know how frequent its labels were where it was measured, since it was trained "
+                "without validation rows; label mixes need that. Train it with --valid."
+            )
 
     def logits_of(self, rows: Rows) -> np.ndarray:
         """Logits of rows that are already told apart into columns; in chunks, so memory does not grow with texts."""

@@ -44,6 +44,8 @@ def decide_how(
     else:
         targets = splits["valid"].targets
         rule, told = choose_rule(config, task.kind, logits["valid"], targets, metric=metric, groups=groups)
+        shares = rule.probabilities(task.kind, logits["valid"]).mean(axis=0)
+        rule = rule.model_copy(update={"shares": tuple(float(share) for share in shares)})
         say(sentence(rule, told, task, len(splits["valid"])))
     found: dict[str, Any] = {"calibration": {"temperatures": list(rule.temperatures), "biases": list(rule.biases)}}
     if told:

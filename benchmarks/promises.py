@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=Path, default=ROOT / "benchmarks" / "results" / "accuracy")
     folder = parser.parse_args().cells
-    cells = [json.loads(path.read_text(encoding="utf-8")) | {"stem": path.with_suffix("")}
-             for path in sorted(folder.glob("*-0.json")) if not any(side in path.name for side in ("-tfidf-", "-trainer-"))]  # fmt: skip
+    paths = [path for path in sorted(folder.glob("*-0.json")) if not re.search("-(tfidf|trainer)-", path.name)]
+    cells = [json.loads(path.read_text(encoding="utf-8")) | {"stem": path.with_suffix("")} for path in paths]
     print("| sets | coverage asked | mean coverage | lowest, highest | mean size | cells outside the band |")
     print("|---|---|---|---|---|---|")
     for cell in cells:
@@ -49,7 +50,7 @@ def main() -> None:
     for cell in cells:
         for accuracy in ACCURACIES:
             print(_abstention(cell, accuracy))
-    print("\n| test rows drawn to a mix | mix | accuracy as it is | mix estimated | mix known | error of the estimate |")
+    print("\n| drawn to a mix | mix | accuracy as it is | mix estimated | mix known | error of the estimate |")
     print("|---|---|---|---|---|---|")
     for cell in cells:
         if cell["kind"] == "single":

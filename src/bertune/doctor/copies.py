@@ -13,8 +13,8 @@ from bertune.doctor.corpus import Corpus
 from bertune.doctor.findings import Finding, Severity, plural, share
 from bertune.doctor.similar import SIMILAR, similar_pairs
 
-_LEAK = "The figures of the {held} split are too good by these rows: remove them from {other}, or split by --group."
-_TWICE = "Keep one of each; --fix writes a plan that does."
+_LEAK = "The figures of {held} are too good by these rows: remove them from {other}{how}, or split by --group."
+_PLANNED = " (--fix writes a plan that does)"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def examine_copies(corpus: Corpus, copies: Copies) -> list[Finding]:
         texts = plural(len(contrary), "text has", "texts have")
         findings.append(Finding(
             "contradiction", "warning", len(rows), f"{texts} different labels in different rows ({len(rows):,} rows)",
-            "At most one of them is right: relabel or remove the others, or make it a multi-label task.",
+            "At most one of them is right: relabel or remove the others"
+            f"{', or let a row have several labels' if corpus.task.kind == 'single' else ''}.",
             corpus.places(rows),
         ))  # fmt: skip
     agreeing = [rows for rows in copies.same if len({corpus.said(row) for row in rows}) == 1]
@@ -90,8 +91,11 @@ def _inside(corpus: Corpus, kind: str, groups: list[list[int]], what: str) -> li
         later = sorted(row for rows in own for row in rows[1:])
         if later:
             severity: Severity = "warning" if kind == "duplicate" else "note"
+            advice = "Look whether they are versions of one text."
+            if kind == "duplicate":
+                advice = f"Keep one of each{_PLANNED if name == 'train' else ''}."
             message = f"{share(len(later), len(corpus.where(name)), f'rows of {name}')} {what}"
-            findings.append(Finding(kind, severity, len(later), message, _TWICE, corpus.places(later)))
+            findings.append(Finding(kind, severity, len(later), message, advice, corpus.places(later)))
     return findings
 
 
@@ -107,7 +111,8 @@ def _across(
             continue
         other, held = (corpus.names[number] for number in pair)
         message = f"{share(len(left), len(corpus.where(held)), f'rows of {held}')} {what.format(other=other)}"
-        advice = _LEAK.format(held=held, other=other)
+        how = _PLANNED if other == "train" and kind == "leak" else ""
+        advice = _LEAK.format(held=held, other=other, how=how)
         findings.append(Finding(kind, "warning", len(left), message, advice, corpus.places(left)))
     return findings
 

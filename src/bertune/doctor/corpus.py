@@ -35,6 +35,7 @@ class Corpus:
         self.task = task
         self.parts = dict(parts)
         self.names = tuple(parts)
+        self._tables = [(part.table, part.table.short_names) for part in parts.values()]
         self.split = np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts.values()])
         self.targets = np.concatenate([part.targets for part in parts.values()])
         self.starts = np.searchsorted(self.split, np.arange(len(parts)))
@@ -63,8 +64,8 @@ class Corpus:
     def place(self, row: int) -> Place:
         """Where row `row` stands."""
         number = int(self.split[row])
-        table, index = list(self.parts.values())[number].table, row - int(self.starts[number])
-        file = table.short_names[table.file_index[index]]
+        (table, files), index = self._tables[number], row - int(self.starts[number])
+        file = files[table.file_index[index]]
         return {"split": self.names[number], "file": file, "row": int(table.row_numbers[index])}
 
     def places(self, rows: Iterable[int]) -> tuple[Place, ...]:

@@ -9,7 +9,7 @@ from bertune.doctor.findings import Finding, share
 
 CUT = 0.01  # share of the rows that has to be cut to be worth a word
 CUT_MUCH = 0.1  # share of the tokens from which it is a warning
-UNKNOWN = 0.01  # share of unknown tokens from which the vocabulary does not fit
+UNKNOWN = 0.01  # share of unknown tokens from which the vocabulary does not fit the data
 UNKNOWN_IN_ROW = 0.3
 
 
@@ -62,7 +62,7 @@ def _unknown(corpus: Corpus, unk_id: int) -> list[Finding]:
         return []
     which = f"; {len(rows):,} rows consist of them by more than {100 * UNKNOWN_IN_ROW:.0f} %" if len(rows) else ""
     return [Finding(
-        "unknown_tokens", "warning", len(rows) or int((unknown > 0).sum()),
+        "unknown_tokens", "warning" if overall >= UNKNOWN else "note", len(rows) or int((unknown > 0).sum()),
         f"{100 * overall:.2g} % of the tokens are unknown to the vocabulary{which}",
         "Choose a --model for this language and script, or clean those rows.",
         corpus.places(rows if len(rows) else np.flatnonzero(unknown)),

@@ -26,20 +26,20 @@ from bertune.errors import (
 )
 
 if TYPE_CHECKING:
-    from bertune.api import check, compare, load, train
+    from bertune.api import check, compare, cross_validate, load, train
     from bertune.estimator import Classifier
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BertuneError", "Classifier", "ConfigError", "DataError", "InputError", "Interrupted", "MissingExtraError",
-    "ModelError", "TrainingError", "__version__", "check", "compare", "load", "train",
+    "ModelError", "TrainingError", "__version__", "check", "compare", "cross_validate", "load", "train",
 ]  # fmt: skip
 
 _HOMES = {
-    "check": "bertune.api", "compare": "bertune.api", "train": "bertune.api", "load": "bertune.api",
+    **dict.fromkeys(("check", "compare", "cross_validate", "load", "train"), "bertune.api"),
     "Classifier": "bertune.estimator",
-}  # fmt: skip
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from bertune.settings import nested
 if TYPE_CHECKING:
     from bertune.ship.predict import Predictor
     from bertune.training.checkup import Checkup
+    from bertune.training.folds import CrossValidation
     from bertune.training.listen import Listener
     from bertune.training.run import Result
 
@@ -42,6 +43,30 @@ def train(
         place="train()", more={"train": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}},
     )  # fmt: skip
     return run(chosen, out=out, source=source, resume=resume, overwrite=overwrite, listener=listener)
+
+
+def cross_validate(
+    data: Any, *, out: str | Path, folds: int = 5, text: Names = None, text_pair: Names = None, label: Names = None,
+    valid: str | Path | float | None = None, model: str | Path | None = None, epochs: int | None = None,
+    batch_size: int | None = None, lr: float | None = None, seed: int | None = None,
+    config: Config | str | Path | None = None, settings: Mapping[str, Any] | None = None,
+    resume: bool = False, overwrite: bool = False, listener: Listener | None = None,
+) -> CrossValidation:
+    """Train `folds` models on `data`, each tested on the rows that the others trained on; arguments as for `train`.
+
+    The result's `metrics` has `out_of_fold` (all rows, each answered by a model that has not seen it), `intervals`,
+    `mean` and `sd` over the folds. Each fold is a result of its own in run/folds/ of `out`.
+    """
+    from bertune.training.folds import cross_validate as run_folds
+
+    chosen, source = _configured(
+        data, config, settings, text=text, text_pair=text_pair, label=label, valid=valid, test=None, model=model,
+        place="cross_validate()",
+        more={"train": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}},
+    )  # fmt: skip
+    return run_folds(
+        chosen, out=out, folds=folds, source=source, resume=resume, overwrite=overwrite, listener=listener
+    )
 
 
 def load(

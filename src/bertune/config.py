@@ -110,6 +110,9 @@ class DataConfig(ReadConfig):
     hold_out: bool = Field(
         True, description="Without --valid and --test, hold out a tenth of the rows for each; otherwise all rows train."
     )
+    fold: str | None = Field(
+        None, pattern="^[0-9]+/[0-9]+$", description="Fold that is the test split, of how many: 2/5; see --folds."
+    )
     split_seed: int = Field(
         0, ge=0, lt=2**32, description="Seed of the split.", json_schema_extra=flag("--split-seed", group="Data")
     )
@@ -123,6 +126,15 @@ class DataConfig(ReadConfig):
         description="Column whose equal values never fall into two splits.",
         json_schema_extra=flag("--group", group="Data", metavar="COLUMN"),
     )
+
+    @field_validator("fold")
+    @classmethod
+    def _fold_of_folds(cls, value: str | None) -> str | None:
+        if value is not None:
+            number, folds = map(int, value.split("/"))
+            if not 1 <= number <= folds or folds < 2:
+                raise ValueError("of at least 2 folds, the first is 1")
+        return value
 
     @field_validator("valid", "test", mode="before")
     @classmethod

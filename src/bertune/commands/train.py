@@ -14,7 +14,7 @@ from bertune.commands.options import Configured, configured, flags_of, switch, w
 from bertune.commands.output import print_json, print_table
 from bertune.config import Config
 from bertune.errors import ConfigError, printable
-from bertune.progress import start_display
+from bertune.progress import Display, start_display
 
 
 @with_flags(*flags_of())
@@ -46,6 +46,11 @@ class Train(Configured):
     overwrite: Annotated[bool, switch("--overwrite", "Replace the earlier result in --out.")] = False
     strict: Annotated[bool, switch("--strict", "Stop where the check of the data warns.")] = False
 
+    folds: Annotated[
+        int | None, typer.Option(metavar="K", help="Cross-validate: K models, each row answered by one that has not "
+                                 "seen it.")
+    ] = None  # fmt: skip
+
     def run(self) -> None:
         display = start_display(quiet=self.quiet)
         out = self.out or default_out(self.config, self.files)
@@ -71,6 +76,10 @@ class Train(Configured):
                 "for example bertune train papers.csv --out runs/papers."
             )
 
+        if self.folds is not None:
+            self.cross_validate(config, out, display)
+            return
+
         from bertune.training.run import run
 
         result = run(config, out=out, resume=self.resume, overwrite=self.overwrite, listener=display)
@@ -80,6 +89,32 @@ class Train(Configured):
             print_results(result.metrics, result.task.kind)
         display.say(f"The model is in {result.out}.")
         display.say(f"Next: bertune predict {shell_word(result.out)} new.csv --out scored.csv")
+
+
+    def cross_validate(self, config: Config, out: str, display: Display) -> None:
+        from bertune.training.folds import cross_validate
+
+        assert self.folds is not None
+        result = cross_validate(
+            config, out=out, folds=self.folds, resume=self.resume, overwrite=self.overwrite, listener=display
+        )
+        if self.as_json:
+            print_json({"out": str(result.out), "task": result.task.to_dict(), "metrics": result.metrics})
+        else:
+            print_folds(result.metrics, result.task.kind)
+        display.say(f"Every row's answer is in {result.out / 'run' / 'predictions-out-of-fold.parquet'}.")
+
+
+def print_folds(metrics: dict[str, Any], kind: str) -> None:
+    """The table of a cross-validation: all rows together, and the folds."""
+    from bertune.evaluate.baseline import TITLES
+    from bertune.evaluate.tables import interval_column, result_table
+
+    found = metrics["out_of_fold"]
+    columns = {"out of fold": found, **interval_column(metrics["intervals"]["out_of_fold"], "95 %")}
+    columns |= {"mean of folds": metrics["mean"], "sd": metrics["sd"]}
+    columns |= {f"{TITLES[name]}, mean": values for name, values in metrics["baselines"].items()}
+    print_table(result_table(columns, kind))
 
 
 def default_out(recipe: str | None, files: list[str] | None) -> str | None:

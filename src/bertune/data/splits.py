@@ -51,13 +51,7 @@ def split_rows(
         given = " and ".join(f"--{name} {share:g}" for name, share in zip(names[1:], asked, strict=True))
         raise ConfigError(f"{given}: fractions lie above 0, and together below 1, so that rows are left to train on.")
     shares = np.array([1 - sum(asked), *asked])
-    rng = np.random.default_rng(seed)
-    if groups is not None:
-        owner = _by_group(_hot(targets, kind), _group_numbers(groups, count), shares, rng)
-    elif kind == "multi":
-        owner = _iteratively(targets > 0.5, shares, rng)
-    else:
-        owner = _by_label(targets, shares, rng)
+    owner = _owners(targets, kind, shares, seed, groups)
     rows = [np.flatnonzero(owner == number) for number in range(len(names))]
     for name, chosen, share in zip(names, rows, shares, strict=True):
         if not len(chosen):
@@ -68,6 +62,30 @@ def split_rows(
             )
     by_name = dict(zip(names, rows, strict=True))
     return Splits(by_name["train"], by_name.get("valid"), by_name.get("test"))
+
+
+def fold_numbers(
+    targets: np.ndarray, kind: str, *, folds: int, seed: int, groups: Sequence[object] | None = None
+) -> np.ndarray:
+    """The fold of each row, int64 [n] from 0, by the seed alone: as even, and stratified or grouped, as `split_rows`.
+
+    Raises ConfigError where a fold would be empty.
+    """
+    owner = _owners(targets, kind, np.full(folds, 1 / folds), seed, groups)
+    if len(np.unique(owner)) < folds:
+        have = f"{len(targets):,} rows" if groups is None else f"{len(set(groups)):,} groups"
+        raise ConfigError(f"--folds {folds}: {have} do not fill so many folds. Pass a smaller number.")
+    return owner
+
+
+def _owners(
+    targets: np.ndarray, kind: str, shares: np.ndarray, seed: int, groups: Sequence[object] | None
+) -> np.ndarray:
+    """The number of the part that each row falls into, the parts being as large as `shares` say."""
+    rng = np.random.default_rng(seed)
+    if groups is not None:
+        return _by_group(_hot(targets, kind), _group_numbers(groups, len(targets)), shares, rng)
+    return _iteratively(targets > 0.5, shares, rng) if kind == "multi" else _by_label(targets, shares, rng)
 
 
 def groups_of(table: Table, name: str) -> list[object]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from bertune.config import DataConfig
 from bertune.data.read import Table, read_table
-from bertune.data.splits import groups_of, split_rows
+from bertune.data.splits import fold_numbers, groups_of, split_rows
 from bertune.data.tasks import Rows, Task, encode_labels, infer_task, rows_of
 from bertune.data.tokens import Encoded, Tokenizer, encode_cached
 from bertune.doctor.plan import apply_plan, read_plan
@@ -76,13 +76,16 @@ def read_splits(source: Any, data: DataConfig, say: Say) -> Prepared:
     targets = encode_labels(task, table)
     fractions = _fractions(data)
     groups = groups_of(table, data.group) if data.group else None
-    if any(fractions.values()):
+    if data.fold is not None:
+        chosen = _fold(data, targets, task, groups)
+        splits = {name: Split(name, table.take(rows), targets[rows]) for name, rows in chosen.items()}
+    elif any(fractions.values()):
         parts = split_rows(
             targets, task.kind, valid=fractions["valid"], test=fractions["test"], seed=data.split_seed, groups=groups
         )
-        chosen = {"train": parts.train, "valid": parts.valid, "test": parts.test}
+        drawn = {"train": parts.train, "valid": parts.valid, "test": parts.test}
         splits = {
-            name: Split(name, table.take(rows), targets[rows]) for name, rows in chosen.items() if rows is not None
+            name: Split(name, table.take(rows), targets[rows]) for name, rows in drawn.items() if rows is not None
         }
     else:
         splits = {"train": Split("train", table, targets)}
@@ -110,7 +113,29 @@ def _fractions(data: DataConfig) -> dict[str, float | None]:
     }
 
 
+def _fold(
+    data: DataConfig, targets: np.ndarray, task: Task, groups: list[object] | None
+) -> dict[str, np.ndarray]:
+    """Rows by split where one fold of several is the test split: the rest trains, but for the share that validates."""
+    assert data.fold is not None
+    if data.test is not None:
+        raise ConfigError(f"--test {data.test}: every fold is the test split once; leave it out.")
+    number, folds = map(int, data.fold.split("/"))
+    owner = fold_numbers(targets, task.kind, folds=folds, seed=data.split_seed, groups=groups)
+    rest = np.flatnonzero(owner != number - 1)
+    found = {"train": rest, "test": np.flatnonzero(owner == number - 1)}
+    share = data.valid if isinstance(data.valid, float) else 0.1 if data.valid is None and data.hold_out else None
+    if share is not None:
+        own = None if groups is None else [groups[row] for row in rest]
+        parts = split_rows(targets[rest], task.kind, valid=share, test=None, seed=data.split_seed, groups=own)
+        assert parts.valid is not None
+        found |= {"train": rest[parts.train], "valid": rest[parts.valid]}
+    return found
+
+
 def _rule(data: DataConfig, fractions: dict[str, float | None], task: Task) -> str:
+    if data.fold is not None:
+        return f"fold {data.fold}, split seed {data.split_seed}"
     drawn = {name: share for name, share in fractions.items() if share}
     if not drawn:
         return "files as given" if data.valid or data.test else "all rows train"

@@ -59,19 +59,21 @@ class Result:
 
 def run(
     config: Config, *, out: str | Path, source: Any = None, resume: bool = False, overwrite: bool = False,
-    listener: Listener | None = None,
+    listener: Listener | None = None, ready: Callable[[], None] | None = None,
 ) -> Result:
     """Train as configured and leave the result in `out`.
 
-    source: data in memory (a frame, a list of dicts, a dict of columns) in place of the configured files.
+    source: data in memory (a frame, a list of dicts, a dict of columns) in place of the configured files; ready: called
+    when all that can be wrong with the input has been checked, just before anything is written.
     Raises InputError for anything wrong with the input, before `out` is touched; TrainingError; Interrupted.
     """
     with cache_settings(config.cache.folder, config.cache.limit):
-        return _run(config, Path(out), source, listener or Silent(), resume=resume, overwrite=overwrite)
+        return _run(config, Path(out), source, listener or Silent(), resume=resume, overwrite=overwrite, ready=ready)
 
 
 def _run(
-    config: Config, out: Path, source: Any, listener: Listener, *, resume: bool, overwrite: bool
+    config: Config, out: Path, source: Any, listener: Listener, *, resume: bool, overwrite: bool,
+    ready: Callable[[], None] | None,
 ) -> Result:
     say = listener.say
     check_output(out, resume=resume, overwrite=overwrite)
@@ -102,6 +104,8 @@ def _run(
     plan = settle(config.train, rows=len(prepared.train), encoder=encoder, new_head=new_head)
     say(plan.sentence())
 
+    if ready is not None:
+        ready()
     prepare_output(out, resume=resume, overwrite=overwrite)
     with disk_full(f"a file in {out}", kept="What was written before it is whole."), resumable():
         machine = settle_machine(config, out, plan, resume=resume)

@@ -60,7 +60,7 @@ def calibrations(kind: str, path: Path) -> tuple[dict[str, float], dict[str, flo
     with np.load(path) as cell:
         rule, _ = choose_rule(DecideConfig(), kind, cell["valid_logits"], cell["valid_targets"], metric="log_loss")
         logits, targets = cell["test_logits"], cell["test_targets"]
-        return calibration(kind, logits, targets), calibration(kind, rule.calibrated(logits), targets)
+        return calibration(kind, logits, targets), calibration(kind, rule.calibrated(kind, logits), targets)
 
 
 def gain(paths: list[Path], kind: str, objective: str, metric: str) -> tuple[float, float, float, float]:

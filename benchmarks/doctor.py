@@ -143,7 +143,7 @@ def kinds(texts: Splits, pairs: Splits) -> dict[str, tuple[Splits, Spoil]]:
         "control_characters": (texts, each(lambda row, number: row["text"].replace(" ", "\u200b ", 1))),
         "language": (texts, each(lambda row, number: FRENCH.format(f"la suite numéro {number} converge"))),
         "unknown_tokens": (texts, each(lambda row, number: "\u2603\u2602 \u2668 \u2691\u2692 " * (3 + number))),
-        "truncation": (texts, each(lambda row, number: " ".join([row["text"]] * 8), count=60)),
+        "truncation": (texts, each(lambda row, number: " ".join([row["text"]] * 15), count=60)),
         "duplicate": (texts, copies("train", "train", same=True)),
         "near_duplicate": (texts, copies("train", "train", same=False)),
         "leak": (texts, copies("train", "test", same=True)),

@@ -124,7 +124,7 @@ def test_one_label_a_row_has_a_temperature_and_no_threshold(tiny_bert: Path, tmp
         settings=FEW_STEPS | {"train.epochs": 30, "train.lr": 2e-2},
     )
     assert "thresholds" not in result.metrics
-    assert set(result.metrics["calibration"]) == {"temperatures", "biases", "valid", "test"}
+    assert set(result.metrics["calibration"]) == {"temperatures", "curves", "biases", "valid", "test"}
     model = bertune.load(out, threads=1)
     with pytest.raises(ConfigError, match=r"--threshold 0\.3: this model gives the likeliest label"):
         model.predict(["the cat"], threshold=0.3)

@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.optimize import minimize
 from sklearn.calibration import calibration_curve
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, f1_score, log_loss
 
 from bertune.config import DecideConfig
+from bertune.evaluate.bends import Curve, fit_curve
 from bertune.evaluate.calibrate import FEWEST_ROWS, calibration, fit
 from bertune.evaluate.choose import choose_rule, fixed_rule
 from bertune.evaluate.metrics import decide, sigmoid, softmax
@@ -191,7 +194,7 @@ def test_a_miss_that_costs_more_moves_the_threshold_down() -> None:
 def test_a_rule_says_what_it_is_told_to() -> None:
     logits = np.array([[2.0, 1.0, -1.0], [-3.0, -1.0, -2.0]], np.float32)
     assert (Rule().decide("multi", logits) == (logits >= 0)).all()
-    assert Rule().calibrated(logits) is logits
+    assert Rule().calibrated("single", logits) is logits
     rule = Rule(temperatures=(2.0, 1.0, 1.0), thresholds=(0.75, 0.5, 0.2))
     # 2 / 2 lies under logit(.75) = 1.0986; 1 and -1 reach theirs
     assert rule.decide("multi", logits).tolist() == [[False, True, True], [False, False, False]]
@@ -248,3 +251,57 @@ def test_copies_of_rows_do_not_make_a_choice_look_sure() -> None:
     assert moved["groups"] < moved["rows"] / 2
     few = choose(logits, targets, objective="macro_f1", way="auto", groups=[0] * 400)
     assert few[0] is None
+
+
+def test_beta_curves_are_those_of_the_paper_and_isotonic_ones_those_of_scikit_learn() -> None:
+    random = np.random.default_rng(0)
+    odds = random.normal(0, 3, 4000)
+    bent_truth = 0.3 * -np.logaddexp(0, -odds) + 2 * np.logaddexp(0, odds) - 1
+    wanted = random.random(4000) < sigmoid(bent_truth)
+    a, b, c = fit_curve("beta", odds, wanted).beta or (0, 0, 0)
+    assert (a, b, c) == pytest.approx((0.3, 2, -1), abs=0.25)
+    shares = sigmoid(odds)
+    inputs = np.column_stack([np.log(shares), -np.log1p(-shares)])
+    other = LogisticRegression(C=np.inf, max_iter=1000).fit(inputs, wanted)
+    assert (a, b, c) == pytest.approx((*other.coef_[0], other.intercept_[0]), abs=0.02)
+    steps = fit_curve("isotonic", odds, wanted)
+    known = IsotonicRegression(out_of_bounds="clip").fit(odds, wanted).predict(odds)
+    inside = (known > 0.01) & (known < 0.99)
+    assert np.abs(sigmoid(steps(odds)) - known)[inside].max() < 0.02
+    assert (np.diff(steps(np.linspace(-9, 9, 200))) >= 0).all()
+
+
+def test_curves_are_taken_where_a_temperature_is_too_stiff_and_only_there() -> None:
+    random = np.random.default_rng(1)
+    odds = random.normal(0, 2, (4000, 2))
+    true = np.stack([2.5 * np.logaddexp(0, odds[:, 0]) - 1.5, odds[:, 1]], axis=1)  # level to the left, then steep
+    targets = (random.random(true.shape) < sigmoid(true)).astype(float)
+    rule = fit("multi", odds, targets)
+    assert rule.curves
+    new = random.normal(0, 2, (4000, 2))
+    right = np.stack([2.5 * np.logaddexp(0, new[:, 0]) - 1.5, new[:, 1]], axis=1)
+    assert np.abs(rule.probabilities("multi", new) - sigmoid(right)).mean() < 0.02
+    assert not any(fit("single", *single(3000, heat=3.0, seed=seed)).curves for seed in range(4))
+
+
+def test_a_curve_that_is_a_temperature_and_a_bias_changes_what_they_change() -> None:
+    logits, _ = multi(50)
+    curve = Curve(beta=(0.5, 0.5, 0.25))
+    plain = Rule(temperatures=(2.0,) * 3, biases=(0.25,) * 3).calibrated("multi", logits)
+    assert np.allclose(Rule(curves=(curve,) * 3).calibrated("multi", logits), plain, atol=1e-6)
+
+
+def test_curves_of_one_label_a_row_leave_probabilities_that_sum_to_one_and_travel() -> None:
+    logits, _ = single(50, heat=1.0)
+    rule = Rule(curves=tuple(Curve(beta=(1.0, heat, 0.1)) for heat in (0.5, 1.0, 2.0)))
+    shares = rule.probabilities("single", logits)
+    assert np.allclose(shares.sum(axis=1), 1) and np.isfinite(rule.calibrated("single", logits * 1e3)).all()
+    assert (rule.decide("single", logits) == shares.argmax(axis=1)).all()
+    again = Rule.model_validate_json(rule.model_dump_json())
+    assert (again.probabilities("single", logits) == shares).all()
+    turned = rule.ordered([2, 0, 1])
+    assert np.allclose(turned.probabilities("single", logits[:, [2, 0, 1]]), shares[:, [2, 0, 1]])
+    same = Rule(curves=(Curve(beta=(1.0, 1.0, 0.0)),) * 3)
+    assert np.allclose(same.probabilities("single", logits), softmax(logits), atol=1e-6)
+    with pytest.raises(ValidationError, match="a curve has beta, or as many x as y"):
+        Curve(x=(1.0,), y=())

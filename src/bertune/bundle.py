@@ -94,7 +94,7 @@ class Bundle(BaseModel):
     def _rule_of_these_labels(self) -> Bundle:
         count, rule = self.task.num_labels, self.decision
         heats = (0, 1) if self.task.kind == "single" else (0, count)
-        others = {len(rule.biases), len(rule.thresholds), len(rule.shares)}
+        others = {len(rule.biases), len(rule.thresholds), len(rule.shares), len(rule.curves)}
         cuts = len(rule.sets.cutoffs) if rule.sets is not None else heats[1]
         if len(rule.temperatures) not in heats or not others <= {0, count} or cuts != heats[1]:
             raise ValueError(f"the decision rule is not one for {count} labels")

@@ -98,13 +98,13 @@ def measure(folder: str, files: list[str], config: Config, display: Display) -> 
     seconds = time.perf_counter() - begin
     rule = predictor.rule
     said = rule.decide(task.kind, logits)
-    metrics = evaluate(task.kind, task.labels, rule.calibrated(logits), targets, said=said)
+    metrics = evaluate(task.kind, task.labels, rule.calibrated(task.kind, logits), targets, said=said)
     scores = scores_of(rule, task.kind, logits, targets)
     metrics["intervals"] = intervals(scores, groups=groups)
     metric = check_metric("auto", task.kind)
     by = attributes(full_lengths, lengths, {name: table.column(name) for name in config.report.slices})
     metrics["slices"] = slices(scores, metric, by, groups=groups)
-    metrics["calibration"] = calibration(task.kind, rule.calibrated(logits), targets)
+    metrics["calibration"] = calibration(task.kind, rule.calibrated(task.kind, logits), targets)
     metrics |= judge_promises(rule, task, logits, targets)
     speed = {"examples_per_second": len(rows) / seconds, "tokens_per_second": int(lengths.sum()) / seconds}
     return {**metrics, "seconds": seconds, **speed, "peak_memory_bytes": peak_memory()}, task.kind

@@ -7,11 +7,13 @@ label corrects for it, and then answers change too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from bertune.evaluate.bends import Curve, Way, fit_curve, log_odds
 from bertune.evaluate.metrics import Array, log_softmax, probabilities
 from bertune.evaluate.resample import folds_of, too_few
 from bertune.evaluate.rule import Rule
@@ -20,23 +22,30 @@ BINS = 15
 FEWEST_ROWS = 100  # to fit one temperature; fewer say too little
 FEWEST_CASES = 20  # rows with a label, and without it, for a calibration of its own
 RANGE = (0.05, 20.0)
+# Rows for curves, and rows with a label, and without it, for a curve of its own: the freer it is, the more of them.
+CURVE_ROWS: dict[Way, int] = {"beta": 500, "isotonic": 2000}
+CURVE_CASES: dict[Way, int] = {"beta": 50, "isotonic": 200}
 
 
 def fit(kind: str, logits: Array, targets: Array, *, groups: Sequence[object] | None = None) -> Rule:
-    """The calibration of these rows: none, temperatures, or temperatures with a bias a label, whichever is the simplest
-    that is clearly not worse on rows that it was not fitted on (five folds; one standard error of the log loss).
+    """The calibration of these rows: none, temperatures, temperatures with a bias a label, beta curves, or isotonic
+    steps, whichever is the simplest that is clearly not worse on rows that it was not fitted on (five folds; one
+    standard error of the log loss).
 
-    One temperature ('single'), or one a label ('multi'; a label with few cases takes that of all labels together). On
-    few rows, or where fewer than five groups hold them, the model is left as it is.
+    One temperature ('single'), or one a label ('multi'; a label with few cases takes that of all labels together).
+    Curves need more rows (`CURVE_ROWS`). On few rows, or where fewer than five groups hold them, the model is left as
+    it is.
     """
     best = Rule()
     if len(logits) < FEWEST_ROWS or too_few(groups):
         return best
     chosen, lowest = None, _costs(kind, logits, targets)
-    for way in (_temperatures, _with_biases):
+    ways: list[Callable[[str, Array, Array], Rule]] = [_temperatures, _with_biases]
+    ways += [partial(_bent, curve) for curve, rows in CURVE_ROWS.items() if len(logits) >= rows]
+    for way in ways:
         out_of_fold = np.empty(np.shape(logits), np.float64)
         for inside, outside in folds_of(len(logits), groups=groups):
-            out_of_fold[outside] = way(kind, logits[inside], targets[inside]).calibrated(logits[outside])
+            out_of_fold[outside] = way(kind, logits[inside], targets[inside]).calibrated(kind, logits[outside])
         costs = _costs(kind, out_of_fold, targets)
         gains = lowest - costs
         if gains.mean() > gains.std() / len(gains) ** 0.5:
@@ -75,9 +84,27 @@ def _with_biases(kind: str, logits: Array, targets: Array) -> Rule:
     return Rule(temperatures=heats, biases=moves)
 
 
-def _enough(targets: Array) -> bool:
+def _bent(way: Way, kind: str, logits: Array, targets: Array) -> Rule:
+    """A curve for each label; for one with few cases the curve that its temperature and bias make."""
+    odds = log_odds(kind, logits)
+    together = _best(kind, logits, targets) if kind == "multi" else 1.0
+    truth = targets > 0.5 if kind == "multi" else targets[:, None] == np.arange(logits.shape[1])
+    curves = []
+    for label in range(logits.shape[1]):
+        own = slice(label, label + 1)
+        if _enough(truth[:, label], CURVE_CASES[way]):
+            curves.append(fit_curve(way, odds[:, label], truth[:, label]))
+        elif _enough(truth[:, label]):
+            heat, (bias,) = _best_with_biases("multi", odds[:, own], truth[:, own])
+            curves.append(Curve(beta=(1 / heat, 1 / heat, bias)))
+        else:
+            curves.append(Curve(beta=(1 / together, 1 / together, 0.0)))
+    return Rule(curves=tuple(curves))
+
+
+def _enough(targets: Array, fewest: int = FEWEST_CASES) -> bool:
     positives = int((targets > 0.5).sum())
-    return min(positives, len(targets) - positives) >= FEWEST_CASES
+    return min(positives, len(targets) - positives) >= fewest
 
 
 def _best(kind: str, logits: Array, targets: Array) -> float:

@@ -229,7 +229,12 @@ def _limits(info: CardInfo) -> Iterable[str]:
     if info.base_licence in (None, "", "not stated"):
         yield "The licence of the base model is not known here; look it up before passing this model on."
     yield "It repeats what its training data holds, errors and one-sidedness included."
-    if info.rule.temperatures:
+    if info.rule.curves:
+        yield (
+            "Probabilities were calibrated on the valid split by a curve for each label. bertune does so by itself; "
+            "other programs see the logits as they are."
+        )
+    elif info.rule.temperatures:
         heats = _joined((f"{heat:.3g}" for heat in info.rule.temperatures), 40)
         moves = _joined((f"{bias:+.3g}" for bias in info.rule.biases), 40)
         yield (

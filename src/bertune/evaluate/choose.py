@@ -25,7 +25,7 @@ def choose_rule(
     rule = Rule() if config.calibration == "none" else calibrate.fit(kind, logits, targets, groups=groups)
     if kind == "single":
         return rule, {}
-    calibrated, width = rule.calibrated(logits), logits.shape[1]
+    calibrated, width = rule.calibrated(kind, logits), logits.shape[1]
     told: dict[str, Any] = {}
     if isinstance(config.threshold, float):
         found, told["way"] = np.full(width, config.threshold), "given"

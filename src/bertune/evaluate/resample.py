@@ -103,7 +103,7 @@ class Scores:
 
 def scores_of(rule: Rule, kind: str, logits: Array, targets: Array) -> Scores:
     """The scores of the answers that a rule gives."""
-    return Scores(kind, rule.calibrated(logits), targets, said=rule.decide(kind, logits))
+    return Scores(kind, rule.calibrated(kind, logits), targets, said=rule.decide(kind, logits))
 
 
 def draws_for(rows: int, width: int) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from bertune.evaluate.abstain import confidence
+from bertune.evaluate.bends import Curve, bent
 from bertune.evaluate.metrics import Array, probabilities
 from bertune.evaluate.mix import shift
 from bertune.evaluate.sets import Sets
@@ -25,6 +26,7 @@ Threshold = Annotated[float, Field(ge=0, le=1)]
 class Rule(BaseModel):
     """temperatures: one ('single'), or one a label ('multi'); biases: one a label, added after; thresholds: one a
     label, as probabilities after calibration ('multi'; 1: never said). Empty: 1, 0 and one half, the model as it is.
+    curves: one a label, in place of temperatures.
 
     min_labels: how many labels a row gets at least, the nearest to their thresholds; max_labels: at most.
     sets: how the labels that a row may have are told; abstain: confidence below which a person is asked (2: always).
@@ -34,6 +36,7 @@ class Rule(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     temperatures: tuple[Temperature, ...] = ()
+    curves: tuple[Curve, ...] = ()
     biases: tuple[float, ...] = ()
     thresholds: tuple[Threshold, ...] = ()
     min_labels: int = Field(0, ge=0)
@@ -42,20 +45,23 @@ class Rule(BaseModel):
     abstain: float | None = Field(None, ge=0)
     shares: tuple[Threshold, ...] = ()
 
-    def calibrated(self, logits: Array) -> Array:
+    def calibrated(self, kind: str, logits: Array) -> Array:
         """Logits [n, L] whose softmax or sigmoid are calibrated probabilities."""
         found = logits / np.asarray(self.temperatures, np.float32) if self.temperatures else logits
+        if self.curves:
+            found = bent(kind, found, self.curves)
         return found + np.asarray(self.biases, np.float32) if self.biases else found
 
     def probabilities(self, kind: str, logits: Array) -> Array:
         """Calibrated probabilities, float64 [n, L]."""
-        return probabilities(kind, self.calibrated(logits))
+        return probabilities(kind, self.calibrated(kind, logits))
 
     def decide(self, kind: str, logits: Array) -> Array:
         """The answers as `metrics.decide` gives them: int64 [n] ('single') or bool [n, L] ('multi')."""
         if kind == "single":
             # One temperature for all leaves the largest the largest, but may round two to one.
-            return np.argmax(self.calibrated(logits) if self.biases else logits, axis=-1)
+            moves = bool(self.biases or self.curves)
+            return np.argmax(self.calibrated(kind, logits) if moves else logits, axis=-1)
         margins = self.margins(logits)
         said = margins >= 0
         if self.min_labels or self.max_labels is not None:
@@ -77,7 +83,7 @@ class Rule(BaseModel):
 
     def margins(self, logits: Array) -> Array:
         """How far the calibrated logits [n, L] lie above their thresholds ('multi')."""
-        calibrated = self.calibrated(logits)
+        calibrated = self.calibrated("multi", logits)
         return calibrated - logit(self.thresholds) if self.thresholds else np.asarray(calibrated)
 
     def with_threshold(self, threshold: float, num_labels: int) -> Rule:
@@ -96,7 +102,7 @@ class Rule(BaseModel):
 
     def ordered(self, order: Sequence[int]) -> Rule:
         """The rule for labels in another order: `order` has the old place of each."""
-        fields = {name: getattr(self, name) for name in ("temperatures", "biases", "thresholds", "shares")}
+        fields = {name: getattr(self, name) for name in ("temperatures", "curves", "biases", "thresholds", "shares")}
         new: dict[str, object]
         new = {name: tuple(values[place] for place in order) for name, values in fields.items() if len(values) > 1}
         if self.sets is not None and len(self.sets.cutoffs) > 1:

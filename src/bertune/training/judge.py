@@ -47,17 +47,18 @@ def decide_how(
         shares = rule.probabilities(task.kind, logits["valid"]).mean(axis=0)
         rule = rule.model_copy(update={"shares": tuple(float(share) for share in shares)})
         say(sentence(rule, told, task, len(splits["valid"])))
-    found: dict[str, Any] = {"calibration": {"temperatures": list(rule.temperatures), "biases": list(rule.biases)}}
+    fitted = rule.model_dump(mode="json", include={"temperatures", "curves", "biases"})
+    found: dict[str, Any] = {"calibration": fitted}
     if told:
         found["thresholds"] = {**told, "labels": list(task.labels)}
     for name, values in logits.items():
         targets = splits[name].targets
         found["calibration"][name] = {
             "before": calibration(task.kind, values, targets),
-            "after": calibration(task.kind, rule.calibrated(values), targets),
+            "after": calibration(task.kind, rule.calibrated(task.kind, values), targets),
         }
         if told:
-            half = evaluate("multi", task.labels, rule.calibrated(values), targets)
+            half = evaluate("multi", task.labels, rule.calibrated(task.kind, values), targets)
             found["thresholds"][name] = {"at_half": {key: half[key] for key in OBJECTIVES}}
     return rule, found
 
@@ -65,13 +66,15 @@ def decide_how(
 def results(rule: Rule, task: Task, logits: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
     """All metrics of the answers that the rule gives."""
     said = rule.decide(task.kind, logits)
-    return evaluate(task.kind, task.labels, rule.calibrated(logits), targets, said=said)
+    return evaluate(task.kind, task.labels, rule.calibrated(task.kind, logits), targets, said=said)
 
 
 def sentence(rule: Rule, told: Mapping[str, Any], task: Task, rows: int) -> str:
     """What was chosen, in a line."""
     heats = sorted(rule.temperatures)
-    if not heats:
+    if rule.curves:
+        heat = "isotonic curves" if any(curve.x for curve in rule.curves) else "beta curves"
+    elif not heats:
         heat = "probabilities as they are"
     elif len(set(heats)) == 1:
         heat = f"temperature {heats[0]:.2f}"

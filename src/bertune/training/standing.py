@@ -65,7 +65,7 @@ def standing(
         for name, theirs in answers.items():
             targets = splits[name].targets
             said = own.decide(task.kind, theirs)
-            measured = evaluate(task.kind, task.labels, own.calibrated(theirs), targets, said=said)
+            measured = evaluate(task.kind, task.labels, own.calibrated(task.kind, theirs), targets, said=said)
             shown = {key: measured[key] for key in METRICS if key in measured and key not in hidden}
             if metric in shown:
                 shown["gain"] = _gain(ours[name], scores_of(own, task.kind, theirs, targets), metric, groups[name])

@@ -93,3 +93,52 @@ def test_balanced_multi_label_weights_lift_rare_positives():
     loss = make_loss("multi", TrainConfig(class_weights="balanced"), targets, 2, CPU)
     assert float(loss.weights[0]) == pytest.approx(1.0, abs=0.05)
     assert float(loss.weights[1]) > 10
+
+
+def multi(loss: str, targets: np.ndarray, **more: object) -> Loss:
+    config = TrainConfig.model_validate({"loss": loss, **more})
+    return make_loss("multi", config, targets, targets.shape[1], torch.device("cpu"))
+
+
+def test_the_asymmetric_loss_by_hand() -> None:
+    targets = np.array([[1.0, 0.0]], np.float32)
+    p = torch.sigmoid(torch.tensor([[0.3, 1.2]]))
+    wanted = (-torch.log(p[0, 0]) - (p[0, 1] - 0.05) ** 4 * torch.log(1.05 - p[0, 1])) / 2
+    found = multi("asymmetric", targets)(torch.tensor([[0.3, 1.2]]), torch.tensor(targets))
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    easy = multi("asymmetric", targets)(torch.tensor([[50.0, -3.5]]), torch.tensor(targets))
+    assert easy.item() < 1e-15  # below the margin an absent label costs nothing
+    plain = multi("asymmetric", targets, negative_gamma=0, negative_margin=0)
+    logits = torch.tensor([[0.3, 1.2]])
+    assert plain(logits, torch.tensor(targets)).item() == pytest.approx(
+        torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor(targets)).item(), rel=1e-5
+    )
+
+
+def test_the_distribution_balanced_loss_by_hand() -> None:
+    targets = np.zeros((98, 2), np.float32)
+    targets[:49, 0] = 1
+    targets[:9, 1] = 1
+    loss = multi("distribution-balanced", targets)
+    row = torch.tensor([[1.0, 1.0]])
+    share = np.array([1 / 50, 1 / 10]) / (1 / 50 + 1 / 10)
+    weight = 0.1 + 1 / (1 + np.exp(-10 * (share - 0.2)))
+    moved = np.array([0.4, -0.2]) - 0.05 * np.log(np.array([100 / 50, 100 / 10]) - 1)
+    wanted = (weight * np.log1p(np.exp(-moved))).mean()
+    logits = torch.tensor([[0.4, -0.2]])
+    assert loss(logits, row).item() == pytest.approx(wanted, rel=1e-5)
+    nothing = torch.zeros(1, 2)
+    wanted = (1.1 * np.log1p(np.exp(5 * moved)) / 5).mean()  # all draws weigh fully in a row without labels
+    assert loss(logits, nothing).item() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["asymmetric", "distribution-balanced"])
+def test_losses_for_rare_labels_add_up_and_have_finite_gradients(loss: str) -> None:
+    targets = (np.random.default_rng(0).random((30, 4)) < 0.2).astype(np.float32)
+    made = multi(loss, targets)
+    logits = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)).mul(30).requires_grad_()
+    whole = made(logits, torch.tensor(targets))
+    parts = sum(made(logits[rows], torch.tensor(targets[rows])) for rows in (slice(0, 7), slice(7, 30)))
+    assert whole.item() == pytest.approx(parts.item(), rel=1e-5)
+    whole.backward()
+    assert logits.grad is not None and torch.isfinite(logits.grad).all()

@@ -316,6 +316,8 @@ class TestUnusedOptions:
             ({"train.label_smoothing": 0.1, "train.loss": "focal"},
              "--label-smoothing 0.1: belongs to cross-entropy over one label a row, and this is the focal loss"),
             ({"train.focal_gamma": 3.0}, "train.focal_gamma 3: needs --loss focal."),
+            ({"train.negative_gamma": 3.0}, "train.negative_gamma 3: needs --loss asymmetric."),
+            ({"train.loss": "asymmetric"}, "--loss asymmetric: belongs to a task with any number of labels a row."),
             ({"model.head_hidden": 20}, "model.head_hidden 20: needs --head mlp."),
         ],
     )  # fmt: skip

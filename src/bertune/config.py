@@ -267,12 +267,17 @@ class TrainConfig(Section):
         json_schema_extra=flag("--warmup", group="Training"),
     )
     clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null: no clipping.")
-    loss: Literal["auto", "focal"] = Field(
+    loss: Literal["auto", "focal", "asymmetric", "distribution-balanced"] = Field(
         "auto",
-        description="auto: cross-entropy or binary cross-entropy on logits.",
+        description="auto: cross-entropy or binary cross-entropy on logits; the last two are for any number of labels "
+        "a row, some of them rare.",
         json_schema_extra=flag("--loss", group="Training"),
     )
     focal_gamma: float = Field(2.0, ge=0, description="Focusing parameter of the focal loss.")
+    negative_gamma: float = Field(4.0, ge=0, description="Focusing parameter of absent labels in the asymmetric loss.")
+    negative_margin: float = Field(
+        0.05, ge=0, lt=1, description="Probability of an absent label from which the asymmetric loss begins."
+    )
     class_weights: Literal["none", "balanced"] = Field(
         "none",
         description="balanced: classes weigh by 1/share (multi-label: positive weights).",

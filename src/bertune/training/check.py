@@ -18,6 +18,17 @@ def check_used(config: Config, kind: str, splits: Collection[str]) -> None:
             f"--label-smoothing {train.label_smoothing:g}: belongs to cross-entropy over one label a row, and this is "
             f"{what}. Leave it out, or choose another --loss or --task."
         )
+    if kind == "single" and train.loss in ("asymmetric", "distribution-balanced"):
+        raise ConfigError(
+            f"--loss {train.loss}: belongs to a task with any number of labels a row. Pass auto or focal, or "
+            "--label-prior balanced for rare labels."
+        )
+    if train.loss == "distribution-balanced" and "balanced" in (train.class_weights, train.label_prior):
+        name = "--class-weights" if train.class_weights == "balanced" else "--label-prior"
+        raise ConfigError(f"{name} balanced: the distribution-balanced loss weighs labels by itself; leave it out.")
+    for name in ("negative_gamma", "negative_margin"):
+        if train.loss != "asymmetric" and getattr(train, name) != TrainConfig.model_fields[name].default:
+            raise ConfigError(f"train.{name} {getattr(train, name):g}: needs --loss asymmetric.")
     if train.loss != "focal" and train.focal_gamma != TrainConfig.model_fields["focal_gamma"].default:
         raise ConfigError(f"train.focal_gamma {train.focal_gamma:g}: needs --loss focal.")
     if model.head != "mlp" and model.head_hidden != ModelConfig.model_fields["head_hidden"].default:

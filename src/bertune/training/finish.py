@@ -193,6 +193,8 @@ def loss_name(kind: str, train: TrainConfig) -> str:
     """What was minimised, as the card tells it."""
     if train.loss == "focal":
         return f"focal, gamma {train.focal_gamma:g}"
+    if train.loss != "auto":
+        return train.loss
     return "cross-entropy" if kind == "single" else "binary cross-entropy"
 
 

@@ -23,7 +23,7 @@ def train(
     data: Any, *, out: str | Path, text: Names = None, text_pair: Names = None, label: Names = None,
     valid: str | Path | float | None = None, test: str | Path | float | None = None, model: str | Path | None = None,
     epochs: int | None = None, batch_size: int | None = None, lr: float | None = None, seed: int | None = None,
-    config: Config | str | Path | None = None, settings: Mapping[str, Any] | None = None,
+    seeds: int | None = None, config: Config | str | Path | None = None, settings: Mapping[str, Any] | None = None,
     resume: bool = False, overwrite: bool = False, listener: Listener | None = None,
 ) -> Result:
     """Train on `data` and leave the result in the folder `out`.
@@ -32,7 +32,8 @@ def train(
     text, text_pair, label: column names, found by themselves where their names are common. valid, test: a file or a
     fraction; with neither, 80/10/10. model: folder, archive, preset or hub name. config: a Config or YAML file;
     settings: anything else by its dotted name, for example {"model.pooling": "mean", "train.schedule": "cosine"}.
-    Arguments given here win over `settings`, and these over `config`.
+    Arguments given here win over `settings`, and these over `config`. seeds: train with that many seeds, from `seed`
+    on, and keep the best on the validation rows; `metrics["seeds"]` tells how far they lie apart.
 
     Raises InputError for what cannot be used (before `out` is touched), TrainingError, and Interrupted on Ctrl-C.
     """
@@ -42,6 +43,12 @@ def train(
         data, config, settings, text=text, text_pair=text_pair, label=label, valid=valid, test=test, model=model,
         place="train()", more={"train": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}},
     )  # fmt: skip
+    if seeds is not None:
+        from bertune.training.seeds import train_seeds
+
+        return train_seeds(
+            chosen, out=out, seeds=seeds, source=source, resume=resume, overwrite=overwrite, listener=listener
+        )
     return run(chosen, out=out, source=source, resume=resume, overwrite=overwrite, listener=listener)
 
 

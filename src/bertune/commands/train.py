@@ -51,6 +51,11 @@ class Train(Configured):
                                  "seen it.")
     ] = None  # fmt: skip
 
+    seeds: Annotated[
+        int | None, typer.Option(metavar="K", help="Train with K seeds, keep the best on the validation rows, and tell "
+                                 "how far they lie apart.")
+    ] = None  # fmt: skip
+
     def run(self) -> None:
         display = start_display(quiet=self.quiet)
         out = self.out or default_out(self.config, self.files)
@@ -76,17 +81,25 @@ class Train(Configured):
                 "for example bertune train papers.csv --out runs/papers."
             )
 
+        if self.folds is not None and self.seeds is not None:
+            raise ConfigError("--folds and --seeds: one at a time; for a seed of all folds, pass --seed.")
         if self.folds is not None:
             self.cross_validate(config, out, display)
             return
 
         from bertune.training.run import run
+        from bertune.training.seeds import train_seeds
 
-        result = run(config, out=out, resume=self.resume, overwrite=self.overwrite, listener=display)
+        how: dict[str, Any] = {"resume": self.resume, "overwrite": self.overwrite, "listener": display}
+        if self.seeds is not None:
+            result = train_seeds(config, out=out, seeds=self.seeds, **how)
+        else:
+            result = run(config, out=out, **how)
         if self.as_json:
             print_json({"out": str(result.out), "task": result.task.to_dict(), "metrics": result.metrics})
         else:
             print_results(result.metrics, result.task.kind)
+            print_seeds(result.metrics)
         display.say(f"The model is in {result.out}.")
         display.say(f"Next: bertune predict {shell_word(result.out)} new.csv --out scored.csv")
 
@@ -115,6 +128,24 @@ def print_folds(metrics: dict[str, Any], kind: str) -> None:
     columns |= {"mean of folds": metrics["mean"], "sd": metrics["sd"]}
     columns |= {f"{TITLES[name]}, mean": values for name, values in metrics["baselines"].items()}
     print_table(result_table(columns, kind))
+
+
+def print_seeds(metrics: dict[str, Any]) -> None:
+    """How far the seeds lie apart, and what their ensemble would bring, in the metric that counts."""
+    from bertune.evaluate.tables import gain_in_words
+
+    told, metric = metrics.get("seeds"), metrics["metric"]
+    if told is None:
+        return
+    for split in ("valid", "test"):
+        if metric in told.get(split, {}):
+            found = told[split][metric]
+            print(f"{len(told['all'])} seeds, {metric} on {split}: {found['mean']:.4f} ± {found['sd']:.4f} (sd).")
+    print(f"Seed {told['best']} is the best on valid, and is kept.")
+    joint = told.get("ensemble", {}).get(metric)
+    if joint is not None:
+        print(f"Ensemble of all seeds, {metric} on test: {joint['value']:.4f}; against seed {told['best']} alone "
+              f"{gain_in_words(joint)}.")  # fmt: skip
 
 
 def default_out(recipe: str | None, files: list[str] | None) -> str | None:

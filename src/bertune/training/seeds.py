@@ -1,0 +1,121 @@
+"""The same training with several seeds: how much of a result is luck, which to keep, what all together would know."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertune.bundle import BUNDLE_FILE, Bundle, check_output, prepare_output, write_bundle
+from bertune.config import Config
+from bertune.errors import ConfigError
+from bertune.evaluate.choose import choose_rule
+from bertune.evaluate.metrics import METRICS, is_better
+from bertune.evaluate.resample import differences, scores_of
+from bertune.evaluate.rule import logit
+from bertune.files import write_json
+from bertune.training.listen import Listener, Silent
+from bertune.training.outcome import Outcome, read_metrics
+from bertune.training.run import Result, run
+
+
+def train_seeds(
+    config: Config, *, out: str | Path, seeds: int, source: Any = None, resume: bool = False, overwrite: bool = False,
+    listener: Listener | None = None,
+) -> Result:
+    """Train with `seeds` seeds, from train.seed on, and keep in `out` the result that is best on the validation rows.
+
+    Each is a result of its own in run/seeds/ of `out`. run/metrics.json is that of the best with `seeds` beside it:
+    "all" and "best" (seeds), for valid and test {metric: {"mean", "sd"}}, and for test "ensemble": what the mean of
+    their probabilities would answer, {metric: {"value", "difference", "low", "high"}} against the best alone.
+    Raises what `run` raises.
+    """
+    out, heard = Path(out), listener or Silent()
+    if seeds < 2:
+        raise ConfigError(f"--seeds {seeds}: takes at least 2; for one, pass --seed.")
+    data = config.data
+    if data.valid is None and not (data.hold_out and (data.test is None or data.fold is not None)):
+        raise ConfigError("--seeds: the best is chosen on validation rows, and there are none. Pass --valid.")
+    check_output(out, resume=resume, overwrite=overwrite)
+    numbers = [config.train.seed + number for number in range(seeds)]
+    results: list[Result] = []
+    for number in numbers:
+        heard.say(f"Seed {number} ({len(results) + 1} of {seeds}):")
+        given: dict[str, Any] = {"train": {"seed": number}}
+        if results:  # the data has been looked over by then
+            given["check"] = {"enabled": False, "strict": False, "label_errors": "none"}
+        first = not results
+        ready = partial(prepare_output, out, resume=resume, overwrite=overwrite) if first else None
+        results.append(run(
+            config.updated(given), out=out / "run" / "seeds" / str(number), source=source, resume=resume,
+            overwrite=overwrite and first, listener=heard, ready=ready,
+        ))  # fmt: skip
+    metrics = [read_metrics(result.out) for result in results]
+    name = metrics[0]["metric"]
+    best = 0
+    for place in range(1, seeds):
+        if is_better(name, metrics[place]["valid"][name], metrics[best]["valid"][name]):
+            best = place
+    told: dict[str, Any] = {"all": numbers, "best": numbers[best]}
+    for split in ("valid", "test"):
+        if split in metrics[0]:
+            told[split] = _spread([found[split] for found in metrics])
+    if "test" in metrics[0]:
+        told["ensemble"] = _ensemble(config, [result.out for result in results], best, name)
+    _keep(results[best].out, out)
+    kept = metrics[best] | {"seeds": told}
+    write_json(out / "run" / "metrics.json", kept)
+    return Result(out, results[best].task, kept)
+
+
+def _spread(found: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """{metric: {"mean", "sd"}} of the metrics that every seed has."""
+    names = [name for name in METRICS if all(each.get(name) is not None for each in found)]
+    values = {name: np.array([each[name] for each in found], np.float64) for name in names}
+    return {name: {"mean": float(known.mean()), "sd": float(known.std(ddof=1))} for name, known in values.items()}
+
+
+def _ensemble(config: Config, folders: list[Path], best: int, metric: str) -> dict[str, dict[str, float]]:
+    """The mean of the calibrated probabilities, with a rule chosen on the validation rows, against the best seed."""
+    tests, valids = ([Outcome.read(folder, split) for folder in folders] for split in ("test", "valid"))
+    task = tests[0].task
+    together = {name: _mean_logits(outcomes) for name, outcomes in (("valid", valids), ("test", tests))}
+    rule, _ = choose_rule(
+        config.decide, task.kind, together["valid"], valids[0].targets(task.labels), metric=metric,
+        groups=valids[0].groups,
+    )  # fmt: skip
+    joint = scores_of(rule, task.kind, together["test"], tests[0].targets(task.labels))
+    alone = tests[best].scores(task.labels)
+    names = [name for name, known in METRICS.items() if task.kind in known.kinds]
+    gains = differences(joint, alone, names, groups=tests[0].groups)
+    values = joint(np.ones((1, joint.rows)), names)
+    return {name: {"value": float(values[name][0]), **gain} for name, gain in gains.items()}
+
+
+def _mean_logits(outcomes: list[Outcome]) -> np.ndarray:
+    """Logits of the mean calibrated probability of all seeds, float64 [n, L]."""
+    task = outcomes[0].task
+    columns = [f"logit:{label}" for label in task.labels]
+    shares = [
+        outcome.rule.probabilities(task.kind, outcome.frame.select(columns).to_numpy()) for outcome in outcomes
+    ]
+    mean = np.clip(np.mean(shares, axis=0), 1e-9, 1 - 1e-9)
+    return np.log(mean) if task.kind == "single" else logit(mean)
+
+
+def _keep(best: Path, out: Path) -> None:
+    """The bundle of the best seed becomes that of `out`, and what its run left lies in run/."""
+
+    def copy(staging: Path) -> None:
+        for path in best.iterdir():
+            if path.name not in ("run", BUNDLE_FILE):
+                target = staging / path.name
+                shutil.copytree(path, target) if path.is_dir() else shutil.copy2(path, target)
+
+    write_bundle(out, Bundle.read(best), copy)
+    for path in (best / "run").iterdir():
+        if path.is_file():
+            shutil.copy2(path, out / "run" / path.name)

@@ -23,7 +23,6 @@ from bertune.settings import read_yaml, sentence
 if TYPE_CHECKING:
     from bertune.doctor.relabel import Doubt
 
-VERSION = 1
 EXCERPT = 100  # characters of a text that are shown
 HEADER = """\
 # What bertune check would do to the training rows. Review it: change any `action` to drop, relabel (to `label`) or

@@ -74,18 +74,18 @@ def check(config: Config, *, source: Any = None, listener: Listener | None = Non
             prepared, tokenizer, max_length=max_length, truncation=config.model.truncation, say=heard.say,
             allow_empty=True,
         )  # fmt: skip
-        return _check_up(config, prepared, folder, tokenizer, heard, max_length=max_length)
+        return _check_up(config, prepared, folder, tokenizer, heard)
 
 
 def look_over(
-    config: Config, prepared: Prepared, folder: Path, tokenizer: Tokenizer, listener: Listener, *, max_length: int
+    config: Config, prepared: Prepared, folder: Path, tokenizer: Tokenizer, listener: Listener
 ) -> Checkup:
     """The check at the start of a training: errors and warnings are said, and errors end it with DataError."""
     if not config.check.enabled:
         if config.check.strict or config.check.label_errors != "none":
             raise ConfigError("check.enabled: no leaves nothing for --strict and --label-errors to do; leave them out.")
         return Checkup()
-    found = _check_up(config, prepared, folder, tokenizer, listener, max_length=max_length)
+    found = _check_up(config, prepared, folder, tokenizer, listener)
     _tell(found, listener.say)
     errors = [finding for finding in found.findings if finding.severity == "error"]
     if errors:
@@ -103,7 +103,7 @@ def _tell(found: Checkup, say: Callable[[str], None]) -> None:
 
 
 def _check_up(
-    config: Config, prepared: Prepared, folder: Path, tokenizer: Tokenizer, listener: Listener, *, max_length: int
+    config: Config, prepared: Prepared, folder: Path, tokenizer: Tokenizer, listener: Listener
 ) -> Checkup:
     parts = {
         name: Part(split.table, rows_of(prepared.task, split.table, allow_empty=True), split.targets, split.tokens)
@@ -117,6 +117,6 @@ def _check_up(
     if config.check.label_errors != "none":
         from bertune.training.doubt import doubt_labels
 
-        doubts = doubt_labels(config, prepared, corpus, folder, listener, max_length=max_length)
+        doubts = doubt_labels(config, prepared, corpus, folder, listener)
         findings = by_severity([*findings, *doubts_finding(corpus, doubts)])
     return Checkup(strictly(findings) if config.check.strict else findings, corpus, copies, doubts)

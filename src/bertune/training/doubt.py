@@ -28,7 +28,7 @@ _LABEL = "label of bertune"  # a column beside those of the data
 
 
 def doubt_labels(
-    config: Config, prepared: Prepared, corpus: Corpus, folder: Path, listener: Listener, *, max_length: int
+    config: Config, prepared: Prepared, corpus: Corpus, folder: Path, listener: Listener
 ) -> list[Doubt]:
     """The training rows whose label is doubted, the likeliest error first. folder: the encoder."""
     train, task = prepared.train, prepared.task

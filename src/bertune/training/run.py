@@ -99,7 +99,7 @@ def _run(
     check_columns(config, prepared)
     max_length = settle_length(config, encoder, prepared.task, tokenizer)
     tokenize(prepared, tokenizer, max_length=max_length, truncation=config.model.truncation, say=say)
-    checkup = look_over(config, prepared, folder, tokenizer, listener, max_length=max_length)
+    checkup = look_over(config, prepared, folder, tokenizer, listener)
     model, new_head = load(config, folder, prepared.task, say)
     plan = settle(config.train, rows=len(prepared.train), encoder=encoder, new_head=new_head)
     say(plan.sentence())

@@ -29,7 +29,7 @@ from bertune.settings import read_yaml
 from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
 from bertune.training.check import check_used
-from bertune.training.checkup import look_over
+from bertune.training.checkup import Checkup, look_over
 from bertune.training.features import first_trained_layer
 from bertune.training.finish import finish, keep_good
 from bertune.training.fit import Fit
@@ -99,7 +99,8 @@ def _run(
     check_columns(config, prepared)
     max_length = settle_length(config, encoder, prepared.task, tokenizer)
     tokenize(prepared, tokenizer, max_length=max_length, truncation=config.model.truncation, say=say)
-    checkup = look_over(config, prepared, folder, tokenizer, listener)
+    looked = resume and (out / "run" / "check.json").is_file()
+    checkup = Checkup() if looked else look_over(config, prepared, folder, tokenizer, listener)
     model, new_head = load(config, folder, prepared.task, say)
     plan = settle(config.train, rows=len(prepared.train), encoder=encoder, new_head=new_head)
     say(plan.sentence())

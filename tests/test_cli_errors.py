@@ -129,8 +129,8 @@ USAGE = {
         "train.threads.",
     ),
     "an option of another command": (
-        ["predict", "runs/x", "a.csv", "--drop-label", "-"],
-        "bertune predict: no option --drop-label. See bertune predict --help.",
+        ["predict", "runs/x", "a.csv", "--patience", "-"],
+        "bertune predict: no option --patience. See bertune predict --help.",
     ),
     "a model that is not there": (
         ["convert", "nothing", "out"],

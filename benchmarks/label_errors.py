@@ -76,10 +76,10 @@ def queue(name: str, share: float, seed: int, data: Path) -> dict[str, Any]:
     from bertune.config import Config
     from bertune.data.rows import rows_of
     from bertune.data.tokens import Tokenizer
-    from bertune.doctor.corpus import Corpus, Part, joined
+    from bertune.doctor.corpus import Corpus, Part
     from bertune.doctor.mislabeled import doubted, label_quality
     from bertune.doctor.relabel import doubts_of
-    from bertune.doctor.telling import grouped_folds
+    from bertune.evaluate.resample import folds_of
     from bertune.model.source import open_source
     from bertune.training.doubt import frozen_probabilities, frozen_states
     from bertune.training.prepare import tokenize
@@ -95,7 +95,7 @@ def queue(name: str, share: float, seed: int, data: Path) -> dict[str, Any]:
     states = frozen_states(Config(), folder, train.tokens, lambda done: None)
     rows = rows_of(task, train.table, allow_empty=True)
     corpus = Corpus(task, {"train": Part(train.table, rows, given, train.tokens)})
-    folds = grouped_folds(np.unique(joined(rows)[0], return_inverse=True)[1], 5)
+    folds = list(folds_of(len(rows), groups=rows.sides()[0]))
     probabilities = frozen_probabilities(states, given, folds, kind=task.kind, labels=task.num_labels)
     suspects = doubted(given, probabilities, task.kind)
     doubts = doubts_of(corpus, suspects, states)

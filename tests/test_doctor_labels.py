@@ -118,6 +118,21 @@ def test_folds_can_be_trained_anew(tiny_bert: Path, tmp_path: Path) -> None:
     assert sum(doubt.place["row"] in wrong for doubt in found.doubts) >= len(found.doubts) / 2
 
 
+def test_folds_of_doubt_know_nothing_of_the_splits_and_promises_around_them(tiny_bert: Path, tmp_path: Path) -> None:
+    rows = [{**row, "place": "here"} for row in topic_rows(120)]
+    settings = {
+        **QUICK, "check.folds": 2, "train.epochs": 1, "check.label_errors": "tuned", "data.fold": "1/3",
+        "decide.coverage": 0.5, "report.slices": ["place"],
+    }  # fmt: skip
+    told = Told()
+    bertune.train(rows, text="text", label="label", out=tmp_path / "run", model=tiny_bert, settings=settings,
+                  listener=told)  # fmt: skip
+    sizes = [line for line in told.said if line.startswith("Splits:")]
+    assert sizes[0] == "Splits: 72 train, 8 valid, 40 test rows (fold 1/3, split seed 0)."
+    assert all("(all rows train)" in line for line in sizes[1:]) and len(sizes) == 3
+    assert (tmp_path / "run/run/relabel.csv").is_file()
+
+
 def test_labels_that_a_model_does_not_know_are_not_doubted(tmp_path: Path, tiny_bert: Path) -> None:
     random = np.random.default_rng(0)
     rows = [{**row, "label": str(random.choice(["a", "b"]))} for row in topic_rows(120)]

@@ -89,7 +89,7 @@ def test_every_row_is_answered_by_a_model_that_has_not_seen_it(
     low, high = found["intervals"]["out_of_fold"][metric]
     assert low <= found["out_of_fold"][metric] <= high
     assert metric in found["baselines"]["tfidf"]
-    assert "Fold 3 of 3:" in done.err and done.err.count("Check: ") == 1
+    assert "Fold 3 (3 of 3):" in done.err and done.err.count("Check: ") == 1
 
 
 def test_folds_go_on_where_they_were_stopped_and_are_replaced_only_on_request(tmp_path: Path, tiny_bert: Path) -> None:

@@ -25,6 +25,7 @@ LAYERS = (
     ("data",),
     ("hub",),
     ("config",),
+    ("dataconfig",),
     ("files", "paths", "presets", "sections", "settings"),
     ("errors",),
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bertune.commands.opening import MACHINE
 from bertune.commands.options import READING, SECTIONS, Configured, configured, flags_of, switch, with_flags
 from bertune.commands.output import check_target, print_json, print_table
 from bertune.config import Config
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from bertune.training.checkup import Checkup
 
 DEFAULTS = Config().updated({"check": {"label_errors": "frozen"}})
-MACHINE = ("train.device", "train.precision", "train.threads", "train.seed")
 KEYS = (
     *(f"data.{name}" for name in SECTIONS["data"].model_fields if name != "files"), *READING,
     "model.name", "model.revision", "model.max_length", "model.truncation", "check.label_errors", "check.folds",

@@ -35,6 +35,12 @@ class Rows:
     def __len__(self) -> int:
         return len(self.first[0])
 
+    def sides(self) -> list[list[str]]:
+        """A list of n texts for each side, its columns joined by a space."""
+        sides = [self.first] if self.second is None else [self.first, self.second]
+        return [columns[0] if len(columns) == 1 else [" ".join(cells) for cells in zip(*columns, strict=True)]
+                for columns in sides]  # fmt: skip
+
     def slice(self, start: int, stop: int) -> Rows:
         """Rows `start` to `stop` (excluded)."""
         first = tuple(column[start:stop] for column in self.first)

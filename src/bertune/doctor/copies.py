@@ -57,7 +57,10 @@ def connected(count: int, pairs: np.ndarray) -> list[list[int]]:
 
 def examine_copies(corpus: Corpus, copies: Copies) -> list[Finding]:
     """Findings about copies inside a split, across splits, and with other labels."""
-    contrary = [rows for rows in copies.same if len({corpus.said(row) for row in rows}) > 1]
+    agreeing: list[list[int]] = []
+    contrary: list[list[int]] = []
+    for rows in copies.same:
+        (contrary if len({corpus.said(row) for row in rows}) > 1 else agreeing).append(rows)
     findings = []
     if contrary:
         rows = sorted(row for group in contrary for row in group)
@@ -68,7 +71,6 @@ def examine_copies(corpus: Corpus, copies: Copies) -> list[Finding]:
             f"{', or let a row have several labels' if corpus.task.kind == 'single' else ''}.",
             corpus.places(rows),
         ))  # fmt: skip
-    agreeing = [rows for rows in copies.same if len({corpus.said(row) for row in rows}) == 1]
     findings += _inside(corpus, "duplicate", agreeing, "repeat an earlier row of it, with the same label")
     findings += _across(corpus, "leak", copies.same, "stand in {other}, too")
     near = f"nearly repeat an earlier row of it (similarity of at least {SIMILAR})"
@@ -106,7 +108,7 @@ def _across(
     findings = []
     known = _rows_across(corpus, but)
     for pair, rows in _rows_across(corpus, groups).items():
-        left = sorted(rows - known.get(pair, set()))
+        left = sorted(rows - known[pair])
         if not left:
             continue
         other, held = (corpus.names[number] for number in pair)

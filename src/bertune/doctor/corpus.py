@@ -39,7 +39,7 @@ class Corpus:
         self.split = np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts.values()])
         self.targets = np.concatenate([part.targets for part in parts.values()])
         self.starts = np.searchsorted(self.split, np.arange(len(parts)))
-        sides = [joined(part.rows) for part in parts.values()]
+        sides = [part.rows.sides() for part in parts.values()]
         self.sides = [[text for part in column for text in part] for column in zip(*sides, strict=True)]
 
     def __len__(self) -> int:
@@ -76,13 +76,6 @@ class Corpus:
         target = self.targets[row]
         chosen = [int(target)] if self.task.kind == "single" else np.flatnonzero(target)
         return tuple(self.task.labels[number] for number in chosen)
-
-
-def joined(rows: Rows) -> list[list[str]]:
-    """The texts of each side, its columns joined by a space."""
-    sides = [rows.first] if rows.second is None else [rows.first, rows.second]
-    return [columns[0] if len(columns) == 1 else [" ".join(cells).strip() for cells in zip(*columns, strict=True)]
-            for columns in sides]  # fmt: skip
 
 
 def normalised(text: str) -> str:

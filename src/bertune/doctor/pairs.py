@@ -6,8 +6,9 @@ import numpy as np
 
 from bertune.doctor.corpus import Corpus
 from bertune.doctor.findings import Finding, share
-from bertune.doctor.telling import SPREADS, auc_apart, chance_error, grouped_folds, label_aucs, words_apart
+from bertune.doctor.telling import SPREADS, auc_apart, chance_error, label_aucs, words_apart
 from bertune.evaluate.baseline import TfidfLinear
+from bertune.evaluate.resample import folds_of
 
 SAMPLE = 20_000  # training rows that the linear models see at most
 GIVEN_AWAY = 0.6  # area under the curve of the second side alone that is worth a word; chance is 0.5
@@ -59,8 +60,8 @@ def _swapped_splits(corpus: Corpus) -> list[Finding]:
         return []
     texts = [side[row] for side in corpus.sides for row in train]
     which = np.repeat([0, 1], len(train))
-    groups = np.tile(np.arange(len(train)), 2)
-    known = auc_apart(texts, which, grouped_folds(groups, 3))
+    both = np.tile(np.arange(len(train)), 2).tolist()  # the two sides of a row are learned from together, or not
+    known = auc_apart(texts, which, folds_of(len(texts), groups=both, count=3))
     if known < SIDES_DIFFER:
         return []
     model = words_apart(texts, which)
@@ -84,12 +85,12 @@ def _given_away(corpus: Corpus) -> list[Finding]:
     task, train = corpus.task, corpus.where("train")
     train = train[np.random.default_rng(0).permutation(len(train))[:SAMPLE]]
     texts = [corpus.sides[1][row] for row in train]
-    groups = np.unique([corpus.keys[row][1] for row in train], return_inverse=True)[1]
-    if len(np.unique(groups)) < 50:
+    keys = [corpus.keys[row][1] for row in train]
+    if len(set(keys)) < 50:
         return []
     targets = corpus.targets[train]
     logits = np.empty((len(train), task.num_labels), np.float32)
-    for learned, left in grouped_folds(groups, 3):
+    for learned, left in folds_of(len(keys), groups=keys, count=3):
         model = TfidfLinear([texts[row] for row in learned], targets[learned], kind=task.kind,
                             num_labels=task.num_labels)  # fmt: skip
         logits[left] = model.logits([texts[row] for row in left])

@@ -15,7 +15,7 @@ from bertune.data.read import Table
 from bertune.data.rows import rows_of
 from bertune.data.tasks import Task
 from bertune.doctor.copies import Copies
-from bertune.doctor.corpus import Corpus, joined
+from bertune.doctor.corpus import Corpus
 from bertune.errors import ConfigError, DataError, listed, nearest
 from bertune.files import write_atomic
 from bertune.settings import read_yaml, sentence
@@ -158,7 +158,7 @@ def apply_plan(
     """
     places = _places(table)
     held = {place for other in others for place in _places(other)}
-    sides = joined(rows_of(task, table, allow_empty=True))
+    sides = rows_of(task, table, allow_empty=True).sides()
     targets, stays = targets.copy(), np.ones(len(table), bool)
     done: Counter[str] = Counter()
     seen = set()

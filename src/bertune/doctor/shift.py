@@ -10,8 +10,9 @@ import numpy as np
 
 from bertune.doctor.corpus import Corpus
 from bertune.doctor.findings import Finding
-from bertune.doctor.telling import SPREADS, auc_apart, chance_error, grouped_folds, words_apart
+from bertune.doctor.telling import SPREADS, auc_apart, chance_error, words_apart
 from bertune.errors import listed
+from bertune.evaluate.resample import folds_of
 
 SAMPLE = 10_000  # rows of a split that are looked at
 FEWEST = 30
@@ -36,8 +37,8 @@ def _words(corpus: Corpus, name: str) -> list[Finding]:
     which = (corpus.split[rows] == corpus.names.index(name)).astype(int)
     texts = [" ".join(side[row] for side in corpus.sides) for row in rows]
     # Rows about one thing, such as the pairs that share a first side, mostly lie in one split: not to be learned.
-    group = np.unique([corpus.keys[row][0] for row in rows], return_inverse=True)[1]
-    found = auc_apart(texts, which, grouped_folds(group, 3))
+    about = [corpus.keys[row][0] for row in rows]
+    found = auc_apart(texts, which, folds_of(len(rows), groups=about, count=3))
     if found < max(SHIFTED, 0.5 + SPREADS * chance_error(which)):
         return []
     train, other = words_apart(texts, which).telling(WORDS)

@@ -67,13 +67,6 @@ def auc_apart(texts: Sequence[str], which: np.ndarray, folds: Folds) -> float:
     return float(roc_auc_score(which, scores))
 
 
-def grouped_folds(groups: np.ndarray, count: int, *, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-    """`count` folds (learned, left out) of rows, none of which divides a group."""
-    distinct, group = np.unique(groups, return_inverse=True)
-    fold = np.random.default_rng(seed).permutation(len(distinct))[group] % count
-    return [(np.flatnonzero(fold != number), np.flatnonzero(fold == number)) for number in range(count)]
-
-
 def chance_error(which: np.ndarray) -> float:
     """Standard error of an area under the curve by chance alone (Mann and Whitney 1947). which: 0 or 1 for each row."""
     one, other = int(which.sum()), int((1 - which).sum())

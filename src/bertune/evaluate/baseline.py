@@ -30,10 +30,8 @@ _CERTAIN = 10.0  # logit of a label that all training rows share; its negative w
 
 def plain_texts(rows: Rows) -> Texts:
     """A text a row, its columns joined by a space; of pairs a tuple a row."""
-    first = [" ".join(cells) for cells in zip(*rows.first, strict=True)]
-    if rows.second is None:
-        return first
-    return list(zip(first, (" ".join(cells) for cells in zip(*rows.second, strict=True)), strict=True))
+    first, *second = rows.sides()
+    return list(zip(first, second[0], strict=True)) if second else first
 
 
 class TfidfLinear:

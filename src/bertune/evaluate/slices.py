@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bertune.evaluate.metrics import METRICS, Array
-from bertune.evaluate.resample import LEVEL, Scores, resamples
+from bertune.evaluate.resample import LEVEL, RANKED, Scores, resamples
 
 DRAWS = 400  # of the bootstrap, for standard errors
 FEWEST = 20  # rows of a slice that can be named the worst
@@ -32,7 +32,7 @@ def slices(
     furthest on the bad side of the rest. A score that is undefined on either side leaves its slice out.
     """
     masks = [
-        (attribute, value, np.array([cell == value for cell in cells]))
+        (attribute, value, np.array(cells, object) == value)
         for attribute, cells in by.items() for value in dict.fromkeys(cells) if len(set(cells)) > 1
     ]  # fmt: skip
     found: list[dict[str, Any]] = []
@@ -113,9 +113,19 @@ def _standard_errors(
     """Of score - rest, over bootstrap draws."""
     drawn: list[list[Array]] = [[] for _ in masks]
     for weights in resamples(scores.rows, draws=DRAWS, groups=groups):
+        whole, total = weights @ scores.columns, weights.sum(axis=1)
         for number, mask in enumerate(masks):
-            there = weights[(weights @ mask > 0) & (weights @ ~mask > 0)]  # draws with rows on both sides
-            own, rest = (scores(there * part, [metric])[metric] for part in (mask, ~mask))
+            part = weights[:, mask]
+            inside, outside = part.sum(axis=1), total - part.sum(axis=1)
+            there = (inside > 0) & (outside > 0)  # draws with rows on both sides
+            if metric in RANKED:
+                sides = (scores(weights[there] * side, [metric])[metric] for side in (mask, ~mask))
+            else:
+                sums = part[there] @ scores.columns[mask]
+                sides = (scores.from_sums(found, held)[metric] for found, held in (
+                    (sums, inside[there]), (whole[there] - sums, outside[there])
+                ))  # fmt: skip
+            own, rest = sides
             drawn[number].append(own - rest)
     together = [np.concatenate(parts) for parts in drawn]
     return [float(np.nanstd(values)) if np.isfinite(values).sum() > DRAWS // 2 else np.nan for values in together]

@@ -25,6 +25,8 @@ from bertune.training.listen import Listener, Silent
 from bertune.training.opening import check_fit, settle_length
 from bertune.training.prepare import Prepared, read_splits, tokenize
 
+UNCHECKED = {"enabled": False, "strict": False, "label_errors": "none"}  # options of a run over data that was checked
+
 
 @dataclass(frozen=True)
 class Checkup:

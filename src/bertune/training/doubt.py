@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from bertune.config import Config
+from bertune.config import Config, DecideConfig
 from bertune.data.tokens import Encoded
 from bertune.doctor.corpus import Corpus
 from bertune.doctor.mislabeled import doubted
 from bertune.doctor.relabel import Doubt, doubts_of
-from bertune.doctor.telling import grouped_folds, label_aucs
+from bertune.doctor.telling import label_aucs
 from bertune.errors import ConfigError, listed
+from bertune.evaluate.resample import folds_of
 from bertune.model.heads import HeadConfig
 from bertune.model.load import load_model
 from bertune.model.machine import choose_machine
@@ -42,7 +43,7 @@ def doubt_labels(
     # Copies stay together, so that a row is never judged by a model that has seen its copy; so do pairs that share a
     # first side, whose labels often rule one another out.
     keys = [corpus.keys[row][0] for row in corpus.where("train")]
-    folds = grouped_folds(np.unique(keys, return_inverse=True)[1], config.check.folds)
+    folds = list(folds_of(len(keys), groups=keys, count=config.check.folds))
     if config.check.label_errors == "tuned":
         found = tuned_probabilities(config, prepared, folds, listener)
     else:
@@ -126,6 +127,7 @@ def tuned_probabilities(
     """Probabilities [rows, labels], each row by a model that was trained on the other folds as configured."""
     import polars as pl
 
+    from bertune.training.checkup import UNCHECKED
     from bertune.training.run import run
 
     task, train = prepared.task, prepared.train
@@ -133,12 +135,12 @@ def tuned_probabilities(
     frame = train.table.frame.with_columns(pl.Series(_LABEL, said))
     alone = config.updated({
         "data": {
-            "files": [], "valid": None, "test": None, "hold_out": False, "plan": None, "group": None,
+            "files": [], "valid": None, "test": None, "hold_out": False, "fold": None, "plan": None, "group": None,
             "text": list(task.text), "text_pair": list(task.text_pair), "label": [_LABEL], "task": task.kind,
             "labels": list(task.labels), "label_names": None, "label_sep": None, "drop_label": [], "layout": "auto",
         },
-        "train": {"patience": None}, "decide": {"threshold": "auto", "precision": None},
-        "check": {"enabled": False, "strict": False, "label_errors": "none"}, "report": {"baselines": False},
+        "train": {"patience": None}, "decide": DecideConfig().model_dump(), "check": UNCHECKED,
+        "report": {"baselines": False, "slices": []},
     })  # fmt: skip
     found = np.zeros((len(train), task.num_labels))
     for number, (learned, left) in enumerate(folds, 1):

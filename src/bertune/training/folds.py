@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bertune.bundle import check_output, prepare_output
 from bertune.config import Config
 from bertune.data.tasks import Task
 from bertune.errors import ConfigError
@@ -18,8 +16,8 @@ from bertune.evaluate.metrics import METRICS, evaluate
 from bertune.evaluate.resample import Scores, intervals
 from bertune.files import atomic_path, write_json
 from bertune.training.listen import Listener, Silent
-from bertune.training.outcome import Outcome, predictions_file, read_metrics
-from bertune.training.run import run
+from bertune.training.outcome import Outcome, predictions_file
+from bertune.training.several import run_each
 
 OUT_OF_FOLD = "out-of-fold"
 
@@ -44,27 +42,18 @@ def cross_validate(
     the mean of the baselines; run/predictions-out-of-fold.parquet; and each fold as a result in run/folds/1 and on.
     Raises what `run` raises.
     """
-    out, heard = Path(out), listener or Silent()
+    out = Path(out)
     if folds < 2:
         raise ConfigError(f"--folds {folds}: cross-validation takes at least 2.")
     if config.data.fold is not None:
         raise ConfigError(f"data.fold {config.data.fold}: --folds takes all folds in turn; leave it out.")
-    check_output(out, resume=resume, overwrite=overwrite)
-    outcomes, results = [], []
-    for number in range(1, folds + 1):
-        heard.say(f"Fold {number} of {folds}:")
-        place = out / "run" / "folds" / str(number)
-        given: dict[str, Any] = {"data": {"fold": f"{number}/{folds}"}}
-        if number > 1:  # the data has been looked over by then
-            given["check"] = {"enabled": False, "strict": False, "label_errors": "none"}
-        here = config.updated(given)
-        # The first fold finds what is wrong with the input; only then an earlier result leaves.
-        first = number == 1
-        ready = partial(prepare_output, out, resume=resume, overwrite=overwrite) if first else None
-        run(here, out=place, source=source, resume=resume, overwrite=overwrite and first, listener=heard, ready=ready)
-        outcomes.append(Outcome.read(place, "test"))
-        results.append(read_metrics(place))
-    metrics = together(outcomes, results)
+    variants = {str(number): {"data": {"fold": f"{number}/{folds}"}} for number in range(1, folds + 1)}
+    results = run_each(
+        variants, config, out=out, folder="folds", title="Fold", source=source, resume=resume, overwrite=overwrite,
+        listener=listener or Silent(),
+    )
+    outcomes = [Outcome.read(result.out, "test") for result in results]
+    metrics = together(outcomes, [result.metrics for result in results])
     keep_answers(outcomes, predictions_file(out, OUT_OF_FOLD))
     write_json(out / "run" / "metrics.json", metrics)
     return CrossValidation(out, outcomes[0].task, metrics)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bertune.bundle import BUNDLE_FILE, Bundle, check_output, prepare_output, write_bundle
+from bertune.bundle import BUNDLE_FILE, Bundle, write_bundle
 from bertune.config import Config
 from bertune.errors import ConfigError
 from bertune.evaluate.choose import choose_rule
@@ -18,8 +17,9 @@ from bertune.evaluate.resample import differences, scores_of
 from bertune.evaluate.rule import logit
 from bertune.files import write_json
 from bertune.training.listen import Listener, Silent
-from bertune.training.outcome import Outcome, read_metrics
-from bertune.training.run import Result, run
+from bertune.training.outcome import Outcome
+from bertune.training.run import Result
+from bertune.training.several import run_each
 
 
 def train_seeds(
@@ -33,27 +33,18 @@ def train_seeds(
     their probabilities would answer, {metric: {"value", "difference", "low", "high"}} against the best alone.
     Raises what `run` raises.
     """
-    out, heard = Path(out), listener or Silent()
+    out = Path(out)
     if seeds < 2:
         raise ConfigError(f"--seeds {seeds}: takes at least 2; for one, pass --seed.")
     data = config.data
     if data.valid is None and not (data.hold_out and (data.test is None or data.fold is not None)):
         raise ConfigError("--seeds: the best is chosen on validation rows, and there are none. Pass --valid.")
-    check_output(out, resume=resume, overwrite=overwrite)
     numbers = [config.train.seed + number for number in range(seeds)]
-    results: list[Result] = []
-    for number in numbers:
-        heard.say(f"Seed {number} ({len(results) + 1} of {seeds}):")
-        given: dict[str, Any] = {"train": {"seed": number}}
-        if results:  # the data has been looked over by then
-            given["check"] = {"enabled": False, "strict": False, "label_errors": "none"}
-        first = not results
-        ready = partial(prepare_output, out, resume=resume, overwrite=overwrite) if first else None
-        results.append(run(
-            config.updated(given), out=out / "run" / "seeds" / str(number), source=source, resume=resume,
-            overwrite=overwrite and first, listener=heard, ready=ready,
-        ))  # fmt: skip
-    metrics = [read_metrics(result.out) for result in results]
+    results = run_each(
+        {str(number): {"train": {"seed": number}} for number in numbers}, config, out=out, folder="seeds", title="Seed",
+        source=source, resume=resume, overwrite=overwrite, listener=listener or Silent(),
+    )  # fmt: skip
+    metrics = [result.metrics for result in results]
     name = metrics[0]["metric"]
     best = 0
     for place in range(1, seeds):

@@ -45,7 +45,8 @@ def main() -> None:
         folder = Path(name)
         model = _bert_base(folder)
         for chosen in options.sets:
-            report[chosen] = compare(chosen, model, peak, options, folder)
+            rows = options.rows / f"{chosen}.npz" if options.rows else prepare(chosen, options.data, folder)
+            report[chosen] = compare(chosen, rows, model, peak, options)
     text = json.dumps(report, indent=2)
     if options.json:
         options.json.write_text(text + "\n", encoding="utf-8")
@@ -53,9 +54,8 @@ def main() -> None:
         print(text)
 
 
-def compare(name: str, model: Path, peak: float, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Both sides on one data set."""
-    rows = prepare(name, options.data, folder)
+def compare(name: str, rows: Path, model: Path, peak: float, options: argparse.Namespace) -> dict[str, Any]:
+    """Both sides on one data set, tokenized into the file `rows`."""
     flops = _flops_per_token(np.diff(load(rows)[0].offsets))
     common = {
         "rows": str(rows), "tokenizer": str(embedded_encoder()), "model": str(model), "device": "cuda",
@@ -100,6 +100,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=30, help="timed seconds of each side (default 30)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds these are cut into (default 3)")
     parser.add_argument("--warm-up", type=float, default=10, help="untimed seconds of each side first (default 10)")
+    parser.add_argument("--rows", type=Path, help="folder of tokenized rows (corpora.prepare), instead of --data")
     parser.add_argument("--sets", type=lambda text: text.split(","), default=["snli", "imdb"], help="snli,imdb")
     parser.add_argument("--batch", type=int, help="examples per step (default 128 for SNLI, 32 for IMDb)")
     parser.add_argument("--peak-tflops", type=float, help="dense bf16 peak of the GPU, where it is not known here")

@@ -146,9 +146,10 @@ def ours(spec: dict[str, Any], pacer: Pacer) -> None:
         batch=config.batch_size, precision=machine.precision, token_budget=machine.token_budget,
         threads=machine.threads, kernels=machine.kernels,
     )
-    for step in training_steps(model, optimizer, course, start=0, say=print):
-        finished = step.number
-        pacer(step.rows, step.tokens)
+    with machine.repeatable():
+        for step in training_steps(model, optimizer, course, start=0, say=print):
+            finished = step.number
+            pacer(step.rows, step.tokens)
 
 
 def products(spec: dict[str, Any], pacer: Pacer) -> None:

@@ -10,9 +10,10 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from bertune.data.batch import rounded
 from bertune.errors import ModelError
-from bertune.model.attention import _Grouped, plan_attention
-from bertune.model.encoder import EncoderConfig, Norm, _DropAddNorm
+from bertune.model.attention import _fused, _Grouped, plan_attention
+from bertune.model.encoder import EncoderConfig, Norm, _DropAddNorm, inputs_of
 from bertune.model.load import load_model, read_source, save_model
 from bertune.model.noise import Noise
 from bertune.model.source import convert
@@ -174,6 +175,21 @@ def test_a_batch_gives_what_each_row_gives_alone(case: str, tmp_path: Path) -> N
     assert (together - alone).abs().max() <= TOLERANCE
 
 
+def test_a_sequence_that_fills_a_batch_up_changes_no_answer(case: str, tmp_path: Path) -> None:
+    tiny(case, head="SequenceClassification").save_pretrained(tmp_path)
+    ours, _ = load_model(tmp_path)
+    batch = batch_of(random_rows([5, 60, 18]))
+    filled = inputs_of(rounded(batch, multiple=32, pad_id=0), device=torch.device("cpu"), dtype=torch.float32)
+    assert (len(filled.ids), filled.tokens, filled.rows) == (96, 83, 3)
+    with torch.no_grad():
+        found = ours(filled)
+        half = ours.encoder(filled, stop=2)[: filled.tokens]
+        from_half = ours(filled, hidden=half, start=2)
+    assert found.shape == (3, 3)
+    assert (found - logits_of(ours, batch)).abs().max() <= TOLERANCE
+    assert (from_half - found).abs().max() <= TOLERANCE
+
+
 def test_states_can_be_taken_and_given_between_layers(case: str, tmp_path: Path) -> None:
     tiny(case).save_pretrained(tmp_path)
     ours, _ = loaded(tmp_path)
@@ -224,6 +240,25 @@ def test_the_gradient_of_attention_is_right(window: int, dropout: float) -> None
         return _Grouped.apply(values, plan.groups, 2, dropout, noise, window)
 
     assert torch.autograd.gradcheck(attend, (qkv,))
+
+
+@pytest.mark.parametrize("window", [-1, 2])
+def test_fused_attention_gives_what_the_products_give(window: int) -> None:
+    cu = np.array([0, 5, 9, 10, 30])
+    plan = plan_attention(cu, device=torch.device("cpu"), dtype=torch.float64)
+    qkv = torch.randn(30, 3 * 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(30, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    found = []
+    for attend in (
+        lambda values: _Grouped.apply(values, plan.groups, 2, 0.0, None, window),
+        lambda values: _fused(values, plan, 2, 0.0, window),
+    ):
+        values = qkv.clone().requires_grad_()
+        out = attend(values)
+        (out * weight).sum().backward()
+        found.append((out.detach(), values.grad))
+    for exact, close in zip(*found, strict=True):
+        assert torch.allclose(exact, close, atol=1e-12)
 
 
 def test_rows_are_grouped_so_that_little_is_padded() -> None:

@@ -21,7 +21,7 @@ class Batch:
     """Some rows, ready for an encoder.
 
     ids, types, positions: int64 [tokens]; cu: int64 [rows + 1], cumulative lengths from 0; rows: int64 [rows], the
-    row of the encoded data that each sequence came from.
+    row of the encoded data that each sequence came from (a last sequence that came from none is not named: `rounded`).
     """
 
     ids: np.ndarray
@@ -57,6 +57,21 @@ def make_batch(encoded: Encoded, rows: np.ndarray) -> Batch:
         positions=positions,
         cu=cu,
         rows=rows,
+    )
+
+
+def rounded(batch: Batch, *, multiple: int, pad_id: int) -> Batch:
+    """The batch with one more sequence, of padding, that fills its tokens up to a multiple; `rows` does not name it."""
+    missing = -batch.tokens % multiple
+    if not missing:
+        return batch
+    nothing = np.zeros(missing, dtype=np.int64)
+    return Batch(
+        ids=np.concatenate((batch.ids, nothing + pad_id)),
+        types=np.concatenate((batch.types, nothing)),
+        positions=np.concatenate((batch.positions, nothing)),
+        cu=np.append(batch.cu, batch.tokens + missing),
+        rows=batch.rows,
     )
 
 

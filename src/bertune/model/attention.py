@@ -1,20 +1,23 @@
-"""Attention over rows that lie one after another: one function, two implementations.
+"""Attention over rows that lie one after another: one function, three implementations.
 
-On a GPU, variable-length flash attention. On a processor, batched matrix products over groups of rows of nearly equal
-length, with a backward pass of our own: there PyTorch's fused attention spends many times longer on short rows
-than the products themselves take. (Layers that kernels.c computes attend there, without groups or padding.)
+On a GPU that has it, and in half precision: variable-length flash attention. On a processor: batched matrix products
+over groups of rows of nearly equal length, with a backward pass of our own, for there PyTorch's fused attention spends
+many times longer on short rows than the products themselves take. (Layers that kernels.c computes attend there, without
+groups or padding.) Everywhere else, such as on older GPUs or in fp32: PyTorch's fused attention over the same groups.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from bertune.model.machine import to_device
 from bertune.model.noise import Noise, mask, mask_factor
 
 _WASTE = 0.15  # a group of rows may be padded by this share of its tokens ...
@@ -64,13 +67,15 @@ class Plan:
     """Where the rows of one batch begin and end, for every attention call of a pass.
 
     cu: int32 [rows + 1] on the device (GPU), offset: the same as int64 (compiled kernels), tokens before each row;
-    longest: the longest row; dtype: of the hidden states; groups: for torch's operators on a processor.
+    longest: the longest row; dtype: of the hidden states; flash: whether flash attention computes it; groups: for where
+    it does not.
     """
 
     cu: Tensor
     offset: Tensor
     longest: int
     dtype: torch.dtype
+    flash: bool
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -81,7 +86,8 @@ class Plan:
 def plan_attention(cu: np.ndarray, *, device: torch.device, dtype: torch.dtype) -> Plan:
     """Plan for rows with cumulative lengths `cu` (int64 [rows + 1])."""
     offset = torch.from_numpy(np.ascontiguousarray(cu, dtype=np.int64))
-    return Plan(offset.to(device, torch.int32), offset, int(np.diff(cu).max(initial=0)), dtype)
+    longest = int(np.diff(cu).max(initial=0))
+    return Plan(to_device(cu.astype(np.int32), device), offset, longest, dtype, has_flash(device, dtype))
 
 
 def _cuts(lengths: np.ndarray) -> list[tuple[int, int]]:
@@ -134,8 +140,10 @@ def attention(qkv: Tensor, plan: Plan, *, heads: int, dropout: float, noise: Noi
     token sees on either side (-1: no limit). Dropout acts on the attention weights, and only where `noise` is given.
     """
     rate = dropout if noise is not None else 0.0
-    if qkv.device.type == "cuda":
+    if plan.flash and _flash_takes(qkv.shape[1] // (3 * heads)):
         return _flash(qkv, plan, heads, rate, window)
+    if qkv.device.type != "cpu":
+        return _fused(qkv, plan, heads, rate, window)
     return _Grouped.apply(qkv, plan.groups, heads, rate, noise, window)
 
 
@@ -149,17 +157,21 @@ def attention_of_first(
     rate = dropout if noise is not None else 0.0
     hidden = query.shape[1]
     size = hidden // heads
-    if query.device.type == "cuda":
-        key, value = _half(key_value).view(len(key_value), 2, heads, size).unbind(1)
+    if plan.flash and _flash_takes(size):
+        key, value = key_value.view(len(key_value), 2, heads, size).unbind(1)
         one_each = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
-        asked = _half(query).view(-1, heads, size)
-        return _flash_rows(asked, key, value, one_each, 1, plan, rate, -1).to(query.dtype)
+        return _flash_rows(query.view(-1, heads, size), key, value, one_each, 1, plan, rate, -1)
     results, row = [], 0
     site = noise.site() if noise is not None and rate > 0 else 0
     for group in plan.groups:
         cells = _padded(key_value, group)
         key, value = cells.view(group.rows, group.width, 2, heads, size).permute(2, 0, 3, 1, 4)
         asked = query[row : row + group.rows].view(group.rows, heads, 1, size)
+        if query.device.type != "cpu":
+            found = F.scaled_dot_product_attention(asked, key, value, attn_mask=group.bias, dropout_p=rate)
+            results.append(found.reshape(group.rows, hidden))
+            row += group.rows
+            continue
         scores = torch.matmul(asked * (1 / math.sqrt(size)), key.transpose(2, 3))
         weights = torch.softmax(scores if group.bias is None else scores + group.bias, dim=-1)
         if rate > 0:
@@ -171,15 +183,22 @@ def attention_of_first(
     return torch.cat(results)
 
 
-def _half(values: Tensor) -> Tensor:
-    """The GPU kernels know half precision only; a run asked to compute in fp32 attends in bf16 no more than it must."""
-    return values if values.dtype in (torch.float16, torch.bfloat16) else values.bfloat16()
+@lru_cache(maxsize=16)
+def has_flash(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether variable-length flash attention computes there: half precision on NVIDIA's Ampere or newer."""
+    half = dtype in (torch.float16, torch.bfloat16)
+    return half and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+
+
+def _flash_takes(size: int) -> bool:
+    """Whether its kernels are there for heads of this size."""
+    return size % 8 == 0 and size <= 256
 
 
 def _flash(qkv: Tensor, plan: Plan, heads: int, dropout: float, window: int) -> Tensor:
     tokens, width = qkv.shape
-    query, key, value = _half(qkv).view(tokens, 3, heads, width // (3 * heads)).unbind(1)
-    return _flash_rows(query, key, value, plan.cu, plan.longest, plan, dropout, window).to(qkv.dtype)
+    query, key, value = qkv.view(tokens, 3, heads, width // (3 * heads)).unbind(1)
+    return _flash_rows(query, key, value, plan.cu, plan.longest, plan, dropout, window)
 
 
 def _flash_rows(
@@ -191,6 +210,25 @@ def _flash_rows(
         window_size_left=window, window_size_right=window,
     )[0]
     return out.reshape(len(query), -1)
+
+
+def _fused(qkv: Tensor, plan: Plan, heads: int, dropout: float, window: int) -> Tensor:
+    """PyTorch's fused attention, group by group; dropout follows the default stream of the device."""
+    results, hidden = [], qkv.shape[1] // 3
+    for group in plan.groups:
+        cells = _padded(qkv, group).view(group.rows, group.width, 3, heads, hidden // heads)
+        query, key, value = cells.permute(2, 0, 3, 1, 4)
+        bias = _bias(group, window, qkv)
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+        flat = context.transpose(1, 2).reshape(-1, hidden)
+        results.append(flat if group.unpad is None else flat.index_select(0, group.unpad))
+    return torch.cat(results)
+
+
+def _bias(group: Group, window: int, values: Tensor) -> Tensor | None:
+    """What is added to the scores of a group, [rows or 1, 1, width or 1, width]; None: nothing."""
+    limited = 0 <= window < group.width - 1
+    return group.window_bias(window, values.dtype, values.device) if limited else group.bias
 
 
 class _Grouped(torch.autograd.Function):
@@ -268,8 +306,7 @@ def _split(cells: Tensor, group: Group, heads: int) -> tuple[Tensor, Tensor, Ten
 
 
 def _scores(query: Tensor, key: Tensor, group: Group, scale: float, window: int) -> Tensor:
-    limited = 0 <= window < group.width - 1
-    bias = group.window_bias(window, query.dtype, query.device) if limited else group.bias
+    bias = _bias(group, window, query)
     if bias is None:
         return torch.bmm(query * scale, key.transpose(1, 2))
     heads = query.shape[0] // group.rows

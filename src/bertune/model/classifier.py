@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bertune.data.batch import Batch
+from bertune.data.batch import Batch, rounded
 from bertune.model.adapter import AdapterEncoder
+from bertune.model.attention import has_flash
 from bertune.model.encoder import Encoder, EncoderConfig, Inputs, inputs_of
 from bertune.model.heads import Head, HeadConfig
 from bertune.model.noise import Noise
+
+# On a GPU, numbers of tokens are rounded up to this: for every new shape, choosing the kernel of a matrix product takes
+# many times as long as launching it, and batches cut by tokens hardly ever have the same shape twice.
+GPU_MULTIPLE = 256
 
 
 class ClassifierModel(nn.Module):
@@ -26,12 +32,15 @@ class ClassifierModel(nn.Module):
 
     @property
     def pads(self) -> bool:
-        """Whether attention computes padding: with torch's operators on a processor, in groups of rows."""
+        """Whether attention computes padding: where it takes rows in groups, without kernels or flash attention."""
         layers = self.encoder.layers if isinstance(self.encoder, Encoder) else ()
-        return self.device.type != "cuda" and not (layers and all(layer.compiled for layer in layers))
+        compiled = layers and all(layer.compiled for layer in layers)
+        return not (compiled or has_flash(self.device, self.encoder.compute_dtype))
 
     def inputs(self, batch: Batch) -> Inputs:
         """The batch as tensors where the model is."""
+        if self.device.type == "cuda" and isinstance(self.encoder, Encoder):
+            batch = rounded(batch, multiple=GPU_MULTIPLE, pad_id=self.encoder.config.pad_id)
         return inputs_of(batch, device=self.device, dtype=self.encoder.compute_dtype)
 
     def forward(
@@ -39,8 +48,10 @@ class ClassifierModel(nn.Module):
         hidden: Tensor | None = None, start: int = 0,
     ) -> Tensor:
         """Logits [rows, labels] in fp32; `noise` switches dropout on; see `Encoder.forward` for the rest."""
+        if hidden is not None and len(hidden) < len(inputs.ids):
+            hidden = F.pad(hidden, (0, 0, 0, len(inputs.ids) - len(hidden)))
         if self.head.config.pooling == "cls" and isinstance(self.encoder, Encoder):
             first = self.encoder(inputs, noise=noise, words=words, hidden=hidden, start=start, first_only=True)
-            return self.head.classify(first.float(), noise=noise)
+            return self.head.classify(first.float(), noise=noise)[: inputs.rows]
         states = self.encoder(inputs, noise=noise, words=words, hidden=hidden, start=start)
-        return self.head(states, inputs, noise=noise)
+        return self.head(states, inputs, noise=noise)[: inputs.rows]

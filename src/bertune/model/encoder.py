@@ -18,6 +18,7 @@ from bertune.data.batch import Batch
 from bertune.errors import ModelError
 from bertune.model import fused, kernels
 from bertune.model.attention import Plan, attention, attention_of_first, plan_attention
+from bertune.model.machine import to_device
 from bertune.model.noise import Noise, mask, mask_factor
 
 Architecture = Literal["bert", "roberta", "distilbert", "electra", "modernbert", "d2l", "adapter"]
@@ -99,7 +100,11 @@ def padding_share(config: EncoderConfig, *, tokens: int, pairs: int, wasted: int
 
 @dataclass
 class Inputs:
-    """A batch on its device. ids, types, positions: int64 [tokens]; first: int64 [rows], where each row begins."""
+    """A batch on its device.
+
+    ids, types, positions: int64 [tokens]; first: int64 [sequences], where each begins; rows, tokens: how many of the
+    sequences and of their tokens are of the data, and not there to fill up (see `data.batch.rounded`).
+    """
 
     ids: Tensor
     types: Tensor
@@ -107,14 +112,17 @@ class Inputs:
     first: Tensor
     lengths: Tensor
     plan: Plan
+    rows: int
+    tokens: int
 
 
 def inputs_of(batch: Batch, *, device: torch.device, dtype: torch.dtype) -> Inputs:
     """Tensors of a batch, and the plan of its attention."""
     arrays = (batch.ids, batch.types, batch.positions, batch.cu[:-1], batch.lengths)
-    ids, types, positions, first, lengths = (torch.from_numpy(array).to(device) for array in arrays)
+    ids, types, positions, first, lengths = (to_device(array, device) for array in arrays)
     plan = plan_attention(batch.cu, device=device, dtype=dtype)
-    return Inputs(ids, types, positions, first, lengths, plan)
+    rows = len(batch)
+    return Inputs(ids, types, positions, first, lengths, plan, rows, int(batch.cu[rows]))
 
 
 class Norm(nn.Module):

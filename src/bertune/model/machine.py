@@ -5,10 +5,15 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from bertune.config import TrainConfig
 from bertune.errors import ConfigError
@@ -45,6 +50,29 @@ class Machine:
         torch.set_num_threads(self.threads)
         if self.device == "cpu":
             keep_memory()
+        if self.device == "cuda":
+            # `repeatable` needs it, before the first product.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+    @contextmanager
+    def repeatable(self) -> Iterator[None]:
+        """While this lasts, the same work gives the same bits on a GPU too, where adding up in any order is the habit.
+
+        What torch can do in no fixed order only, it does with a warning.
+        """
+        if self.device != "cuda":
+            yield
+            return
+        before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        memory: Any = torch.utils.deterministic
+        filled = memory.fill_uninitialized_memory
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        memory.fill_uninitialized_memory = False  # it costs a pass over all memory that is taken
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            memory.fill_uninitialized_memory = filled
 
     def sentence(self) -> str:
         plural = "" if self.threads == 1 else "s"
@@ -52,6 +80,12 @@ class Machine:
         compiled = ", compiled" if self.compile else ", compiled kernels" if self.kernels == "compiled" else ""
         how = f"{self.precision}, {self.token_budget:,} tokens at once{compiled}"
         return f"Machine: {self.device} ({self.processor}){cores}, {how}."
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array as a tensor there; to a GPU it travels beside the work that is queued, and nobody waits for it."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def choose_machine(config: TrainConfig, *, long_run: bool) -> Machine:

@@ -33,15 +33,17 @@ class Noise:
         base = int.from_bytes(hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest(), "little")
         with np.errstate(over="ignore"):
             rows = _spread(np.uint64(base) + batch.rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-            tokens = _spread(np.repeat(rows, batch.lengths) + batch.positions.astype(np.uint64))
-        self.tokens = torch.from_numpy(tokens.view(np.int32).reshape(-1, 2))
-        self.first = self.tokens[torch.from_numpy(batch.cu[:-1])]
-        self._site = 0
         own = int(rows[0] >> np.uint64(1))
         self.generator.manual_seed(own)
         if self.device.type != "cpu":
             # Kernels that draw their own dropout (flash attention) follow the device's default stream.
             torch.manual_seed(own)
+            return
+        with np.errstate(over="ignore"):
+            tokens = _spread(np.repeat(rows, batch.lengths) + batch.positions.astype(np.uint64))
+        self.tokens = torch.from_numpy(tokens.view(np.int32).reshape(-1, 2))
+        self.first = self.tokens[torch.from_numpy(batch.cu[:-1])]
+        self._site = 0
 
     def site(self) -> int:
         """The next place in the network where something is dropped."""

@@ -59,9 +59,10 @@ class Features:
         inputs = model.inputs(batch)
         if self.pooled:
             states = model.encoder(inputs)
-            self.states[batch.rows] = pool(states, inputs, model.head.config.pooling).cpu().numpy()
+            pooled = pool(states, inputs, model.head.config.pooling)
+            self.states[batch.rows] = pooled[: inputs.rows].cpu().numpy()
             return
-        states = model.encoder(inputs, stop=self.start).cpu()
+        states = model.encoder(inputs, stop=self.start)[: inputs.tokens].cpu()
         raw = states.view(torch.int16) if self.dtype != torch.float32 else states
         self.states[self._places(batch)] = raw.numpy()
 

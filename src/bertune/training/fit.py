@@ -121,7 +121,7 @@ class Fit:
         try:
             self._keep_frozen_output()
             self.listener.begin(self.plan, self.progress.step)
-            with Interrupts() as stop:
+            with Interrupts() as stop, self.machine.repeatable():
                 self._steps(stop)
             if self.progress.seconds > 60:
                 self._save()  # what follows can fail too, on a full disk say; then only it has to be done again

@@ -21,6 +21,7 @@ from bertune.errors import TrainingError
 from bertune.model.attention import count_pairs
 from bertune.model.classifier import ClassifierModel
 from bertune.model.losses import Loss
+from bertune.model.machine import to_device
 from bertune.model.noise import Noise
 from bertune.training.features import Features
 from bertune.training.optim import Optimizer
@@ -90,7 +91,7 @@ def training_steps(
         while True:
             batches = [make_batch(course.encoded, run) for run in split_by_budget(rows, lengths, course.token_budget)]
             try:
-                loss = _backward(model, optimizer, course, batches, number, noise)
+                passes = _backward(model, optimizer, course, batches, number, noise)
                 break
             except torch.cuda.OutOfMemoryError:
                 optimizer.forget()
@@ -102,7 +103,8 @@ def training_steps(
                     ) from None
                 course.token_budget //= 2
                 say(f"Step {number}: out of GPU memory; going on with {course.token_budget:,} tokens at once.")
-        norm = optimizer.gradient_norm()
+        norm = optimizer.gradient_norm()  # all of the step is queued by now: a GPU is waited for once, here
+        loss = _read(passes, course)
         if not math.isfinite(loss) or not math.isfinite(norm):
             optimizer.forget()
             what = "loss" if not math.isfinite(loss) else "gradient"
@@ -124,23 +126,38 @@ def advice(lr: float, model: ClassifierModel) -> str:
     return f"Lower --lr (now at most {lr:g}){rest}"
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """One micro-batch after its backward pass; the tensors are where the model is."""
+
+    rows: np.ndarray
+    logits: Tensor
+    loss: Tensor
+
+
 def _backward(
     model: ClassifierModel, optimizer: Optimizer, course: Course, batches: list[Batch], number: int, noise: Noise
-) -> float:
+) -> list[_Pass]:
     """Gradients of one step: the sum over micro-batches of their summed loss, over the rows of the whole step."""
     rows = sum(len(batch) for batch in batches)
     look_up = optimizer.words(np.concatenate([batch.ids for batch in batches]), number)
-    total = 0.0
+    passes = []
     for batch in batches:
         noise.seek(course.seed, number, batch)
+        targets = to_device(course.targets[batch.rows], model.device)
         logits = _logits(model, course, batch, look_up, noise)
-        targets = torch.from_numpy(course.targets[batch.rows]).to(logits.device)
         loss = course.loss(logits, targets) / rows
         loss.backward()
         optimizer.collect()
-        course.running[batch.rows] = logits.detach().cpu().numpy()
-        total += loss.item()
-    return total
+        passes.append(_Pass(batch.rows, logits.detach(), loss.detach()))
+    return passes
+
+
+def _read(passes: list[_Pass], course: Course) -> float:
+    """The loss of the step; its logits go into `course.running`."""
+    for one in passes:
+        course.running[one.rows] = one.logits.cpu().numpy()
+    return sum(one.loss.item() for one in passes)
 
 
 def _logits(

@@ -176,7 +176,8 @@ class Optimizer:
         groups: dict[tuple[bool, bool], list[Tensor]] = {}
         embeddings = getattr(model.encoder, "embeddings", None)
         word = getattr(getattr(embeddings, "word", None), "weight", None)
-        by_row = word is not None and word.requires_grad and RowAdam.fits(config.betas)
+        # A GPU goes through the whole table in less time than the row-wise bookkeeping takes to be launched.
+        by_row = word is not None and word.requires_grad and word.device.type == "cpu" and RowAdam.fits(config.betas)
         for name, param in model.named_parameters():
             if not param.requires_grad or (by_row and param is word):
                 continue

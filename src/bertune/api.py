@@ -12,6 +12,7 @@ from bertune.settings import nested
 if TYPE_CHECKING:
     from bertune.ship.predict import Predictor
     from bertune.training.checkup import Checkup
+    from bertune.training.curve import LearningCurve
     from bertune.training.folds import CrossValidation
     from bertune.training.listen import Listener
     from bertune.training.run import Result
@@ -74,6 +75,32 @@ def cross_validate(
     return run_folds(
         chosen, out=out, folds=folds, source=source, resume=resume, overwrite=overwrite, listener=listener
     )
+
+
+def learning_curve(
+    data: Any, *, out: str | Path, shares: Sequence[float] = (0.125, 0.25, 0.5, 1.0), repeats: int = 2,
+    text: Names = None, text_pair: Names = None, label: Names = None, valid: str | Path | float | None = None,
+    test: str | Path | float | None = None, model: str | Path | None = None, epochs: int | None = None,
+    batch_size: int | None = None, lr: float | None = None, seed: int | None = None,
+    config: Config | str | Path | None = None, settings: Mapping[str, Any] | None = None,
+    resume: bool = False, overwrite: bool = False, listener: Listener | None = None,
+) -> LearningCurve:
+    """Train on growing `shares` of the training rows, each `repeats` times; other arguments as for `train`.
+
+    The result's `curve` has `points` (metric and 95 % interval on the same test rows for each share) and `twice`: what
+    a power law through them says of twice the rows, with its interval.
+    """
+    from bertune.training.curve import learning_curve as run_curve
+
+    chosen, source = _configured(
+        data, config, settings, text=text, text_pair=text_pair, label=label, valid=valid, test=test, model=model,
+        place="learning_curve()",
+        more={"train": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed}},
+    )  # fmt: skip
+    return run_curve(
+        chosen, out=out, shares=shares, repeats=repeats, source=source, resume=resume, overwrite=overwrite,
+        listener=listener,
+    )  # fmt: skip
 
 
 def load(

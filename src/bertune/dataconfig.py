@@ -102,6 +102,11 @@ class DataConfig(ReadConfig):
     fold: str | None = Field(
         None, pattern="^[0-9]+/[0-9]+$", description="Fold that is the test split, of how many: 2/5; see --folds."
     )
+    share: float = Field(
+        1.0, gt=0, le=1, description="Share of the training rows to train on; see bertune curve. Larger ones hold "
+        "the smaller ones.",
+    )  # fmt: skip
+    share_seed: int = Field(0, ge=0, lt=2**32, description="Seed of which rows a share takes.")
     split_seed: int = Field(
         0, ge=0, lt=2**32, description="Seed of the split.", json_schema_extra=flag("--split-seed", group="Data")
     )

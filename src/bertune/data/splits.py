@@ -78,6 +78,31 @@ def fold_numbers(
     return owner
 
 
+def share_of_rows(
+    targets: np.ndarray, kind: str, *, share: float, seed: int, groups: Sequence[object] | None = None
+) -> np.ndarray:
+    """Row numbers (ascending, int64) of a share of the rows, by the seed alone; a larger share holds a smaller one.
+
+    Single labels keep their shares; groups come whole, so that there may be a few rows more; else rows come by chance.
+    """
+    rng = np.random.default_rng(seed)
+    wanted = max(1, round(share * len(targets)))
+    if groups is not None:
+        numbers = _group_numbers(groups, len(targets))
+        turn = rng.permutation(int(numbers.max(initial=-1)) + 1)
+        order = np.argsort(turn[numbers], kind="stable")
+        last = turn[numbers[order[wanted - 1]]]
+        return np.flatnonzero(turn[numbers] <= last)
+    order = rng.permutation(len(targets))
+    if kind == "single":
+        # The k-th of the c rows of a label stands at (k + 1/2) / c, so that every beginning has its share of it.
+        by_label = order[np.argsort(targets[order], kind="stable")]
+        _, counts = np.unique(targets, return_counts=True)
+        place = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
+        order = by_label[np.argsort(place, kind="stable")]
+    return np.sort(order[:wanted])
+
+
 def _owners(
     targets: np.ndarray, kind: str, shares: np.ndarray, seed: int, groups: Sequence[object] | None
 ) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 
 from bertune.config import DataConfig
 from bertune.data.read import Table, read_table
-from bertune.data.splits import fold_numbers, groups_of, split_rows
+from bertune.data.splits import fold_numbers, groups_of, share_of_rows, split_rows
 from bertune.data.tasks import Rows, Task, encode_labels, infer_task, rows_of
 from bertune.data.tokens import Encoded, Tokenizer, encode_cached
 from bertune.doctor.plan import apply_plan, read_plan
@@ -94,9 +94,14 @@ def read_splits(source: Any, data: DataConfig, say: Say) -> Prepared:
     ordered: dict[str, Split] = {name: splits[name] for name in ("train", "valid", "test") if name in splits}
     if data.plan:
         ordered["train"] = _planned(ordered, task, data.plan, say)
+    if data.share < 1:
+        ordered["train"] = _shared(ordered["train"], task, data)
     if data.group and given:
         _refuse_shared_groups(ordered, given, data.group)
-    prepared = Prepared(task, ordered, _rule(data, fractions, task))
+    rule = _rule(data, fractions, task)
+    if data.share < 1:
+        rule += f"; {data.share:.3g} of the training rows, share seed {data.share_seed}"
+    prepared = Prepared(task, ordered, rule)
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in ordered.items())
     say(f"Splits: {sizes} rows ({prepared.rule}).")
     return prepared
@@ -154,6 +159,13 @@ def _planned(splits: dict[str, Split], task: Task, path: str, say: Say) -> Split
     if not len(rows):
         raise ConfigError(f"--plan {path}: drops every training row. Keep some.")
     return Split("train", train.table.take(rows), targets[rows])
+
+
+def _shared(train: Split, task: Task, data: DataConfig) -> Split:
+    """The share of the training rows that was asked for."""
+    groups = groups_of(train.table, data.group) if data.group else None
+    rows = share_of_rows(train.targets, task.kind, share=data.share, seed=data.share_seed, groups=groups)
+    return Split("train", train.table.take(rows), train.targets[rows])
 
 
 def keep_apart(prepared: Prepared, data: DataConfig) -> Prepared:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bertune.config import Config
+from bertune.errors import ConfigError
 from bertune.settings import nested
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ def train(
     data: Any, *, out: str | Path, text: Names = None, text_pair: Names = None, label: Names = None,
     valid: str | Path | float | None = None, test: str | Path | float | None = None, model: str | Path | None = None,
     epochs: int | None = None, batch_size: int | None = None, lr: float | None = None, seed: int | None = None,
-    seeds: int | None = None, config: Config | str | Path | None = None, settings: Mapping[str, Any] | None = None,
-    resume: bool = False, overwrite: bool = False, listener: Listener | None = None,
+    seeds: int | None = None, keep: str = "best", config: Config | str | Path | None = None,
+    settings: Mapping[str, Any] | None = None, resume: bool = False, overwrite: bool = False,
+    listener: Listener | None = None,
 ) -> Result:
     """Train on `data` and leave the result in the folder `out`.
 
@@ -34,7 +36,8 @@ def train(
     fraction; with neither, 80/10/10. model: folder, archive, preset or hub name. config: a Config or YAML file;
     settings: anything else by its dotted name, for example {"model.pooling": "mean", "train.schedule": "cosine"}.
     Arguments given here win over `settings`, and these over `config`. seeds: train with that many seeds, from `seed`
-    on, and keep the best on the validation rows; `metrics["seeds"]` tells how far they lie apart.
+    on; keep: of them the "best" on the validation rows, their "soup" (one model, weights averaged) or their
+    "ensemble"; `metrics["seeds"]` tells how far they lie apart.
 
     Raises InputError for what cannot be used (before `out` is touched), TrainingError, and Interrupted on Ctrl-C.
     """
@@ -48,8 +51,11 @@ def train(
         from bertune.training.seeds import train_seeds
 
         return train_seeds(
-            chosen, out=out, seeds=seeds, source=source, resume=resume, overwrite=overwrite, listener=listener
-        )
+            chosen, out=out, seeds=seeds, keep=keep, source=source, resume=resume, overwrite=overwrite,
+            listener=listener,
+        )  # fmt: skip
+    if keep != "best":
+        raise ConfigError(f"train(keep={keep!r}): says what is kept of several seeds; pass seeds with it.")
     return run(chosen, out=out, source=source, resume=resume, overwrite=overwrite, listener=listener)
 
 

@@ -76,6 +76,7 @@ class Bundle(BaseModel):
     base_model: BaseModelInfo
     opens_in_transformers: bool
     decision: Rule = Rule()
+    members: tuple[Rule, ...] = ()  # of an ensemble: what calibrates each of the models in members/0 and on
     files: dict[str, str] = {}  # name -> SHA-256 of everything that the answers depend on; filled in by `write_bundle`
     folder: Path | None = Field(None, exclude=True)
 
@@ -98,7 +99,14 @@ class Bundle(BaseModel):
         cuts = len(rule.sets.cutoffs) if rule.sets is not None else heats[1]
         if len(rule.temperatures) not in heats or not others <= {0, count} or cuts != heats[1]:
             raise ValueError(f"the decision rule is not one for {count} labels")
+        for member in self.members:
+            if len(member.temperatures) not in heats or not {len(member.biases), len(member.curves)} <= {0, count}:
+                raise ValueError(f"the decision rule of a member is not one for {count} labels")
         return self
+
+    def member(self, number: int) -> str:
+        """The folder of a model of an ensemble, within the bundle."""
+        return f"members/{number}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in bertune.json."""
@@ -257,6 +265,9 @@ def _finish_move(folder: Path) -> None:
                     (incoming / name).replace(folder / name)
         for stale in old - new if new else ():
             (folder / stale).unlink(missing_ok=True)
+            for inner in [parent for parent in PurePosixPath(stale).parents if parent.parts]:
+                with suppress(OSError):  # not empty yet
+                    (folder / inner).rmdir()
         sync(folder)
         with suppress(FileNotFoundError):
             (incoming / BUNDLE_FILE).replace(folder / BUNDLE_FILE)
@@ -320,9 +331,13 @@ def _is_output(folder: Path) -> bool:
 
 
 def _foreign(folder: Path) -> list[str]:
-    """Entries that bertune did not write."""
-    own = {BUNDLE_FILE, RUN_FOLDER, _CARD, _INCOMING, _OLD} | _JUNK
-    own |= _hashed_names(folder) | _hashed_names(folder / _OLD)
+    """Entries that bertune did not write; of a folder within, such as members/, all files have to be the bundle's."""
+    hashed = _hashed_names(folder) | _hashed_names(folder / _OLD)
+    own = {BUNDLE_FILE, RUN_FOLDER, _CARD, _INCOMING, _OLD} | _JUNK | hashed
+    for inner in {name.split("/")[0] for name in hashed if "/" in name}:
+        files = (path for path in (folder / inner).rglob("*") if path.is_file() and path.name not in _JUNK)
+        if all(path.relative_to(folder).as_posix() in hashed for path in files):
+            own.add(inner)
     return sorted({path.name for path in folder.iterdir() if not path.name.startswith(TEMPORARY)} - own)
 
 

@@ -212,6 +212,12 @@ def _local(path: Path) -> Source:
     inner = sorted(child for child in path.iterdir() if child.is_dir() and is_published_d2l(child))
     if len(inner) == 1:  # the folder that the book's archive was unpacked in
         return Source(inner[0], "archive", inner[0].name)
+    members = sorted(child.parent for child in path.glob(f"members/*/{CONFIG}"))
+    if members:
+        raise ModelError(
+            f"{path} is an ensemble of {len(members)} models; name one of them, for example {members[0]}, or train "
+            "with --keep best or soup."
+        )
     found = listed(sorted(child.name for child in path.iterdir()), 6) or "nothing"
     shadowed = f" To use the preset '{path}', rename this folder." if str(path) in PRESETS else ""
     raise ModelError(

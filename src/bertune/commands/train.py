@@ -13,7 +13,7 @@ import typer
 from bertune.commands.options import Configured, configured, flags_of, switch, with_flags
 from bertune.commands.output import print_json, print_table
 from bertune.config import Config
-from bertune.errors import ConfigError, printable
+from bertune.errors import ConfigError, listed, printable
 from bertune.progress import Display, start_display
 
 
@@ -56,6 +56,11 @@ class Train(Configured):
                                  "how far they lie apart.")
     ] = None  # fmt: skip
 
+    keep: Annotated[
+        str | None, typer.Option(metavar="best|soup|ensemble", help="Of --seeds: the best one, the mean of the weights "
+                                 "of those that are better together, or all, answering together. Default: best.")
+    ] = None  # fmt: skip
+
     def run(self) -> None:
         display = start_display(quiet=self.quiet)
         out = self.out or default_out(self.config, self.files)
@@ -83,6 +88,8 @@ class Train(Configured):
 
         if self.folds is not None and self.seeds is not None:
             raise ConfigError("--folds and --seeds: one at a time; for a seed of all folds, pass --seed.")
+        if self.keep is not None and self.seeds is None:
+            raise ConfigError(f"--keep {self.keep}: says what is kept of several seeds; pass --seeds with it.")
         if self.folds is not None:
             self.cross_validate(config, out, display)
             return
@@ -92,7 +99,7 @@ class Train(Configured):
 
         how: dict[str, Any] = {"resume": self.resume, "overwrite": self.overwrite, "listener": display}
         if self.seeds is not None:
-            result = train_seeds(config, out=out, seeds=self.seeds, **how)
+            result = train_seeds(config, out=out, seeds=self.seeds, keep=self.keep or "best", **how)
         else:
             result = run(config, out=out, **how)
         if self.as_json:
@@ -141,11 +148,16 @@ def print_seeds(metrics: dict[str, Any]) -> None:
         if metric in told.get(split, {}):
             found = told[split][metric]
             print(f"{len(told['all'])} seeds, {metric} on {split}: {found['mean']:.4f} ± {found['sd']:.4f} (sd).")
-    print(f"Seed {told['best']} is the best on valid, and is kept.")
-    joint = told.get("ensemble", {}).get(metric)
-    if joint is not None:
-        print(f"Ensemble of all seeds, {metric} on test: {joint['value']:.4f}; against seed {told['best']} alone "
-              f"{gain_in_words(joint)}.")  # fmt: skip
+    kept = {
+        "best": "and is kept", "soup": f"and the soup of {listed(told.get('members', []))} is kept",
+        "ensemble": "and the ensemble is kept",
+    }  # fmt: skip
+    print(f"Seed {told['best']} is the best on valid, {kept[told['kept']]}.")
+    for key, title in (("ensemble", "Ensemble of all seeds"), ("soup", "Soup")):
+        joint = told.get(key, {}).get(metric)
+        if joint is not None:
+            print(f"{title}, {metric} on test: {joint['value']:.4f}; against seed {told['best']} alone "
+                  f"{gain_in_words(joint)}.")  # fmt: skip
 
 
 def default_out(recipe: str | None, files: list[str] | None) -> str | None:

@@ -6,7 +6,7 @@ import html
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -57,6 +57,17 @@ class CardInfo:
     base_languages: str | None = None
     rule: Rule = field(default_factory=Rule)
     remarks: Sequence[str] = field(default_factory=tuple)  # more sentences for the limits: rows cut, rows left out
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as in run/card.json."""
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        return plain | {"task": self.task.to_dict(), "rule": self.rule.model_dump(mode="json")}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CardInfo:
+        """What `to_dict` gave."""
+        made = {"task": Task.from_dict(values["task"]), "rule": Rule.model_validate(values["rule"])}
+        return cls(**{**values, **made})
 
 
 def model_card(info: CardInfo) -> str:

@@ -48,9 +48,11 @@ class Predictor:
         third digit. Raises ModelError for a folder that is no result or is damaged.
         """
         bundle = Bundle.read(folder)
-        from bertune.ship.torch_backend import TorchBackend
+        from bertune.ship.torch_backend import EnsembleBackend, TorchBackend
 
-        backend = TorchBackend(Path(folder), device=device, precision=precision, threads=threads)
+        folder = Path(folder)
+        how: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
+        backend = EnsembleBackend(folder, bundle, **how) if bundle.members else TorchBackend(folder, **how)
         return cls(bundle, Tokenizer.load(folder), backend)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -33,11 +33,14 @@ from bertune.training.standing import standing
 from bertune.training.summary import train_metrics
 
 if TYPE_CHECKING:
-    from bertune.config import TrainConfig
+    from bertune.config import Config, TrainConfig
+    from bertune.ship.torch_backend import EnsembleBackend, TorchBackend
     from bertune.training.fit import Fit, Progress
-    from bertune.training.prepare import Split
+    from bertune.training.listen import Listener
+    from bertune.training.prepare import Prepared, Split
 
 HEADS = {"own": "that of the architecture", "mlp": "linear, ReLU, linear"}  # kinds of heads in plainer words
+CARD = "card.json"  # in run/
 GOOD = "last-good"  # in run/: the last good weights of a training that diverged
 
 
@@ -48,34 +51,55 @@ def finish(
     """Write the bundle, measure valid and test with it, and write everything in run/; returns the metrics."""
     bundle = write_model(fit, out, base=base, folder=folder, tokenizer=tokenizer, max_length=max_length)
     metrics: dict[str, Any] = {"metric": metric, "train": train_metrics(fit)}
-    predictor = Predictor.load(out, threads=fit.machine.threads, device=fit.machine.device)
-    task = fit.prepared.task
-    splits = {name: split for name, split in fit.prepared.splits.items() if name in ("valid", "test")}
-    measured = {name: measure(predictor, split, fit.listener) for name, split in splits.items()}
-    logits = {name: found[0] for name, found in measured.items()}
-    column, valid = fit.config.data.group, splits.get("valid")
-    groups = groups_of(valid.table, column) if column and valid else None
-    rule, how = decide_how(
-        fit.config.decide, task, splits, logits, metric=metric, groups=groups, say=fit.listener.say
-    )
-    held = fit.prepared.splits.get("conformal")
-    if held is not None:
-        rule = promise(fit.config.decide, task, rule, held, measure(predictor, held, fit.listener)[0])
-    how |= kept_promises(fit.config.decide, task, rule, splits, logits, held, say=fit.listener.say)
-    bundle = keep_rule(out, bundle, rule)
-    for name, split in splits.items():
-        metrics[name] = results(rule, task, logits[name], split.targets) | measured[name][1]
-        metrics[name]["padding_share"] = evaluation_padding(split.tokens, fit)
-        path = predictions_file(out, name)
-        write_predictions(task, rule, split, logits[name], path, group=fit.config.data.group)
-    if splits:
-        metrics |= how | standing(fit.config, fit.prepared, logits, rule, fit.listener, metric=metric)
-    write_atomic(out / "README.md", model_card(card_info(fit, bundle, base, metrics, out)))
+    bundle, judged = judge(
+        out, bundle, fit.config, fit.prepared, metric=metric, listener=fit.listener, threads=fit.machine.threads,
+        device=fit.machine.device,
+    )  # fmt: skip
+    metrics |= judged
+    write_card(out, card_info(fit, bundle, base, metrics, out))
     plot_curves(progress.history, out / "run" / "curves.png", metric=metric)
     shutil.rmtree(out / "run" / GOOD, ignore_errors=True)  # of an earlier attempt that diverged
     write_json(out / "run" / "metrics.json", metrics)
     checkpoint.remove(fit.folder)
     return metrics
+
+
+def judge(
+    out: Path, bundle: Bundle, config: Config, prepared: Prepared, *, metric: str, listener: Listener,
+    threads: int | None = None, device: str = "auto",
+) -> tuple[Bundle, dict[str, Any]]:
+    """Measure the bundle in `out` on valid and test as a user would have it answer, and give it its decision rule.
+
+    Writes run/predictions-*.parquet; returns the bundle with its rule, and what metrics.json tells of it.
+    """
+    predictor = Predictor.load(out, threads=threads, device=device)
+    backend = cast("TorchBackend | EnsembleBackend", predictor.backend)
+    task = prepared.task
+    splits = {name: split for name, split in prepared.splits.items() if name in ("valid", "test")}
+    measured = {name: measure(predictor, split, listener) for name, split in splits.items()}
+    logits = {name: found[0] for name, found in measured.items()}
+    column, valid = config.data.group, splits.get("valid")
+    groups = groups_of(valid.table, column) if column and valid else None
+    rule, how = decide_how(config.decide, task, splits, logits, metric=metric, groups=groups, say=listener.say)
+    held = prepared.splits.get("conformal")
+    if held is not None:
+        rule = promise(config.decide, task, rule, held, measure(predictor, held, listener)[0])
+    how |= kept_promises(config.decide, task, rule, splits, logits, held, say=listener.say)
+    bundle = keep_rule(out, bundle, rule)
+    metrics: dict[str, Any] = {}
+    for name, split in splits.items():
+        metrics[name] = results(rule, task, logits[name], split.targets) | measured[name][1]
+        metrics[name]["padding_share"] = evaluation_padding(split.tokens, backend)
+        write_predictions(task, rule, split, logits[name], predictions_file(out, name), group=column)
+    if splits:
+        metrics |= how | standing(config, prepared, logits, rule, listener, metric=metric)
+    return bundle, metrics
+
+
+def write_card(out: Path, info: CardInfo) -> None:
+    """README.md, and what it says as run/card.json, for whoever makes another result of this one."""
+    write_atomic(out / "README.md", model_card(info))
+    write_json(out / "run" / CARD, info.to_dict())
 
 
 def write_model(
@@ -112,13 +136,13 @@ def keep_good(
     return f"The weights of step {fit.good_step:,} are kept in {place}, which --model and bertune predict take."
 
 
-def evaluation_padding(tokens: Encoded, fit: Fit) -> float:
+def evaluation_padding(tokens: Encoded, backend: TorchBackend | EnsembleBackend) -> float:
     """`padding_share` of an evaluation of all rows."""
-    lengths = tokens.lengths
-    runs = split_by_budget(np.arange(len(tokens)), lengths, fit.machine.token_budget)
-    counts = [count_pairs(lengths[run], padded=fit.model.pads) for run in runs]
+    lengths, model = tokens.lengths, backend.model
+    runs = split_by_budget(np.arange(len(tokens)), lengths, backend.machine.token_budget)
+    counts = [count_pairs(lengths[run], padded=model.pads) for run in runs]
     pairs, wasted = sum(count[0] for count in counts), sum(count[1] for count in counts)
-    return padding_share(fit.model.encoder.config, tokens=int(lengths.sum()), pairs=pairs, wasted=wasted)
+    return padding_share(model.encoder.config, tokens=int(lengths.sum()), pairs=pairs, wasted=wasted)
 
 
 def write_predictions(

@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy.py --data ../shared/data --out results/accuracy      # trains what is not there yet
     python benchmarks/accuracy.py --out results/accuracy --table                    # Markdown of what is there
+    python benchmarks/accuracy.py ... --sets goemotions --sides ours --variant focal=benchmarks/losses/focal.yaml
 
 Each cell (data set, side, seed) is a JSON file under --out and is made once, in a process of its own; stop at any time
 and run again. Sides: `ours` (the defaults), `recipe` (recipes/<set>-mini.yaml, where there is one), `trainer`
@@ -37,10 +38,14 @@ if TYPE_CHECKING:
 SHOWN = {
     "snli": ("accuracy", "macro_f1", "mcc", "log_loss"),
     "papers": ("micro_f1", "macro_f1", "subset_accuracy", "roc_auc_macro", "hamming_loss"),
+    "goemotions": ("micro_f1", "macro_f1", "subset_accuracy", "roc_auc_macro", "hamming_loss"),
 }
-COMPARED = {"snli": ("accuracy", "macro_f1"), "papers": ("micro_f1", "macro_f1", "subset_accuracy")}
+COMPARED = {"snli": ("accuracy", "macro_f1"), "papers": ("micro_f1", "macro_f1", "subset_accuracy"),
+            "goemotions": ("micro_f1", "macro_f1")}
 # The faster of transformers' two attentions on a processor; both compute the same, with dropout on the weights.
-ATTENTION = {"snli": "sdpa", "papers": "eager"}
+ATTENTION = {"snli": "sdpa", "papers": "eager", "goemotions": "sdpa"}
+FILES = {"snli": "train_subset.tsv", "papers": "papers.csv", "goemotions": "train.tsv"}
+OFFICIAL = ("snli", "goemotions")  # with splits of their own
 DRAWS = 2000
 
 
@@ -202,12 +207,16 @@ def _config(name: str, side: str, options: argparse.Namespace) -> Config:
     file = _recipe(name) if side == "recipe" else options.variants.get(side)
     base = Config.load(file) if file else Config()
     folder = options.data / name
-    data: dict[str, Any] = {"files": [str(folder / {"snli": "train_subset.tsv", "papers": "papers.csv"}[name])]}
-    if name == "snli":
+    data: dict[str, Any] = {"files": [str(folder / FILES[name])]}
+    if name in OFFICIAL:
         data |= {"valid": str(folder / "dev.tsv"), "test": str(folder / "test.tsv")}
     if base.data.layout == "auto" and not base.data.text:
-        snli = {"text": ["sentence1"], "text_pair": ["sentence2"], "label": ["gold_label"]}
-        data |= snli if name == "snli" else {"text": ["TITLE", "ABSTRACT"]}
+        data |= {
+            "snli": {"text": ["sentence1"], "text_pair": ["sentence2"], "label": ["gold_label"]},
+            "papers": {"text": ["TITLE", "ABSTRACT"]},
+            "goemotions": {"header": "no", "columns": ["text", "label", "id"], "text": ["text"], "label": ["label"],
+                           "label_names": str(folder / "labels.txt"), "label_sep": ","},
+        }[name]
     given: dict[str, Any] = {"data": data, "report": {"baselines": False}}
     if options.model:
         given["model"] = {"name": str(options.model)}

@@ -62,11 +62,11 @@ def strictly(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def places_in_words(places: Sequence[Place], limit: int = 3) -> str:
-    """`train.csv 3, 17, 29 (+9 more)`: the first rows, under the file of the first of them."""
-    file = places[0]["file"]
-    here = [place["row"] for place in places if place["file"] == file][:limit]
+    """`test: papers.csv 3, 17, 29 (+9 more)`: the first rows, under the split and the file of the first of them."""
+    split, file = places[0]["split"], places[0]["file"]
+    here = [place["row"] for place in places if (place["split"], place["file"]) == (split, file)][:limit]
     rest = len(places) - len(here)
-    return f"{file} {listed(here)}" + (f" (+{rest:,} more)" if rest else "")
+    return f"{split}: {file} {listed(here)}" + (f" (+{rest:,} more)" if rest else "")
 
 
 def share(part: int, whole: int, what: str = "rows") -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SHOWN = 10  # words of the table
 EXCERPT = 100  # characters of a training row
+WEAK, STRONG = 0.05, 0.3  # share of the largest score from which a word is coloured
 FOR, AGAINST = (31, 119, 220), (230, 120, 20)  # as on the page
 SIDES = ("first", "second")
 
@@ -30,7 +31,7 @@ def show(explanation: Explanation, stream: TextIO, *, numbered: bool) -> None:
     console = Console(file=stream, highlight=False)
     for text, words in by_side(found):
         if console.is_terminal and not console.no_color:
-            console.print(coloured(text, words), soft_wrap=True)
+            console.print(coloured(text, words, shades=console.color_system != "standard"), soft_wrap=True)
         else:
             print(printable(text))
     print()
@@ -43,18 +44,26 @@ def show(explanation: Explanation, stream: TextIO, *, numbered: bool) -> None:
         print(printable(found.remark))
 
 
-def coloured(text: str, words: list[tuple[Word, float]]) -> Text:
-    """The text with a background behind each word: blue for the label, orange against it, the stronger the deeper."""
+def coloured(text: str, words: list[tuple[Word, float]], *, shades: bool) -> Text:
+    """The text with a background behind each word: blue for the label, orange against it, the stronger the deeper.
+
+    shades: whether the terminal has them; one of sixteen colours shows the strong words alone.
+    """
     from rich.text import Text
 
     shown = Text(printable(text))  # a Text has no markup, so brackets in it are brackets
     for word, strength in words:
-        if abs(strength) >= 0.05:
-            red, green, blue = (
-                round(255 - abs(strength) * (255 - part)) for part in (FOR if strength > 0 else AGAINST)
-            )
-            shown.stylize(f"black on rgb({red},{green},{blue})", word.begin, word.end)
+        if abs(strength) >= (WEAK if shades else STRONG):
+            shown.stylize(f"black on {background(strength, shades)}", word.begin, word.end)
     return shown
+
+
+def background(strength: float, shades: bool) -> str:
+    """A colour as rich calls it. strength: -1 to 1."""
+    if not shades:
+        return "bright_blue" if strength > 0 else "yellow"
+    red, green, blue = (round(255 - abs(strength) * (255 - part)) for part in (FOR if strength > 0 else AGAINST))
+    return f"rgb({red},{green},{blue})"
 
 
 def word_table(explanation: Explanation) -> list[list[str]]:

@@ -66,6 +66,14 @@ def deletion_test(
     rows = readable(rows)
     told = {} if work is None else {"work": work}
     explained = explain_rows(predictor, rows, steps=steps, neighbors=0, **told)
+    return deletion_of(predictor, rows, explained, words=words, draws=draws, seed=seed)
+
+
+def deletion_of(
+    predictor: Predictor, rows: Rows, explained: Sequence[Explanation], *, words: int = 3, draws: int = 10,
+    seed: int = 0,
+) -> Deletion:
+    """The test over rows that are explained already, `rows` being as `readable` gives them."""
     long = [explanation for explanation in explained if len(explanation.words) > words]
     if not long:
         raise ConfigError(f"words={words}: none of the {len(rows):,} rows has more words than that; take fewer.")

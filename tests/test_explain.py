@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bertune
-from bertune.data.batch import make_batch
+from bertune.data.batch import Batch, make_batch, rounded
+from bertune.data.ragged import Encoded
 from bertune.data.rows import Rows, rows_from_python
 from bertune.errors import ConfigError
 from bertune.explain.attribute import Attributor
@@ -22,9 +23,11 @@ from bertune.explain.deletion import deletion_test, without
 from bertune.explain.explain import places_of, readable
 from bertune.explain.explanation import Word
 from bertune.explain.words import side_text, units, words_of_tokens
-from bertune.model.encoder import Encoder, inputs_of
+from bertune.model.classifier import ClassifierModel
+from bertune.model.encoder import Encoder, Inputs, inputs_of
 from bertune.ship.predict import Predictor
 from explained_runs import alone, make_runs
+from tiny_models import CASES, batch_of, loaded, logits_of, random_rows, tiny
 from tiny_runs import multi_rows, topic_rows
 
 pytest.importorskip("captum")
@@ -125,6 +128,43 @@ class TestScores:
         whole = [word.score for word in alone(single, text).words]
         monkeypatch.setattr("bertune.explain.attribute.TOKENS", 20)
         assert [word.score for word in alone(single, text).words] == pytest.approx(whole, abs=1e-4)
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_they_add_up_for_every_architecture(self, case: str, tmp_path: Path) -> None:
+        tiny(case).save_pretrained(tmp_path)
+        model, _ = loaded(tmp_path)
+        with torch.no_grad():
+            model.head.classifier.weight *= 50  # a fresh head says next to nothing
+        rows = random_rows([9, 4, 13])
+        batch = batch_of(rows)
+        encoded = Encoded(
+            ids=batch.ids.astype(np.int32), types=batch.types.astype(np.uint8), offsets=batch.cu,
+            full_lengths=batch.lengths.astype(np.int32),
+        )  # fmt: skip
+        of_text = np.array([place not in (0, 12) for place in range(13)])
+        blank = [1 if inside else token for inside, token in zip(of_text, rows[2], strict=True)]
+        wanted = logits_of(model, batch_of([rows[2], blank])).numpy()
+        label = int(np.abs(wanted[0] - wanted[1]).argmax())
+        change = abs(wanted[0, label] - wanted[1, label])
+        found = Attributor(model, pad_id=1).attribute(encoded, 2, of_text=of_text, label=label, steps=256)
+        assert [found.logit, found.baseline] == pytest.approx(wanted[:, label].tolist(), abs=1e-4)
+        assert change > 0.01
+        assert found.error < 0.02 * change
+        assert not found.tokens[[0, 12]].any()
+
+    def test_padding_that_a_gpu_wants_does_not_change_them(
+        self, single: Predictor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        text = "a cat in the garden ."
+        before = alone(single, text, neighbors=2)
+
+        def inputs(model: ClassifierModel, batch: Batch) -> Inputs:
+            return inputs_of(rounded(batch, multiple=64, pad_id=0), device=model.device, dtype=torch.float32)
+
+        monkeypatch.setattr(ClassifierModel, "inputs", inputs)
+        after = alone(single, text, neighbors=2)
+        assert [word.score for word in after.words] == pytest.approx([word.score for word in before.words], abs=1e-4)
+        assert [near.row for near in after.neighbors] == [near.row for near in before.neighbors]
 
     def test_a_bf16_model_is_explained_in_fp32(self, runs: Path, single: Predictor) -> None:
         text = "a cat in the garden ."

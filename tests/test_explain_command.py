@@ -188,7 +188,7 @@ class TestMarkup:
 class TestCommand:
     def test_it_tells_words_completeness_and_neighbours(self, runs: Path) -> None:
         text = "the [red]old[/red] dog was in my garden"
-        done = call("explain", runs / "single", text, "--neighbors", "2", "--label", "animals")
+        done = call("explain", runs / "single", text, "--neighbors", "2", "--label", "animals", "--quiet")
         assert (done.code, done.err) == (0, "")
         lines = done.out.splitlines()
         assert lines[0].startswith("animals")

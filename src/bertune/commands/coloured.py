@@ -34,8 +34,9 @@ def show(explanation: Explanation, stream: TextIO, *, numbered: bool) -> None:
             console.print(coloured(text, words, shades=console.color_system != "standard"), soft_wrap=True)
         else:
             print(printable(text))
-    print()
-    print_table(word_table(found))
+    if found.words:
+        print()
+        print_table(word_table(found))
     print(f"\n{found.completeness()}{cut_in_words(found)}")
     if found.neighbors:
         print()

@@ -48,7 +48,7 @@ def explain_rows(
     probabilities = predictor.probabilities(logits)
     given = predictor.names(logits)
     found = []
-    with work("Explaining", len(rows)) as advance:
+    with (work if len(rows) > 1 else unseen)("Explaining", len(rows)) as advance:
         for row in range(len(rows)):
             own = predicted_labels(given[row])
             asked = [label] if label is not None else own or [predictor.labels[int(np.argmax(probabilities[row]))]]

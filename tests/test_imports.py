@@ -17,7 +17,7 @@ LAYERS = (
     ("estimator",),
     ("api",),
     ("training",),
-    ("ship",),
+    ("ship", "explain"),
     ("model",),
     ("bundle",),
     ("doctor",),
@@ -31,7 +31,7 @@ LAYERS = (
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 MODULES = sorted(PACKAGE.rglob("*.py"))
-HEAVY = {"torch", "polars", "sklearn", "scipy", "pandas", "pyarrow", "matplotlib", "transformers"}
+HEAVY = {"torch", "polars", "sklearn", "scipy", "pandas", "pyarrow", "matplotlib", "transformers", "captum"}
 SERVING = ("bertune.bundle", "bertune.data.tokens", "bertune.data.batch", "bertune.data.tasks", "bertune.ship.predict")
 
 

@@ -45,7 +45,8 @@ def links(page: str) -> list[str]:
 
 
 def test_the_readme_shows_commands_of_every_step() -> None:
-    assert {words[0] for words in commands("README.md")} == {"check", "train", "evaluate", "predict", "compare"}
+    shown = {words[0] for words in commands("README.md")}
+    assert shown == {"check", "train", "evaluate", "predict", "explain", "compare"}
 
 
 @pytest.mark.parametrize("words", [words for page in PAGES for words in commands(page)], ids=" ".join)

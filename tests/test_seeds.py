@@ -140,6 +140,8 @@ def test_an_ensemble_is_no_model_to_train_on(tmp_path: Path, tiny_bert: Path) ->
     assert train(tmp_path, tiny_bert, "--seeds", "2", "--keep", "ensemble").code == 0
     done = call("train", tmp_path / "rows.csv", "--model", tmp_path / "run", "--out", tmp_path / "more")
     assert done.code == 2 and "is an ensemble of 2 models; name one of them" in done.err
+    explained = call("explain", tmp_path / "run", "a cat")
+    assert explained.code == 2 and "is an ensemble of 2 models, and words are explained of one" in explained.err
     (tmp_path / "run/members/0/mine.txt").write_text("", encoding="utf-8")
     refused = train(tmp_path, tiny_bert, "--seeds", "2", "--keep", "soup", "--overwrite")
     assert refused.code == 2 and "also holds members, which bertune did not write" in refused.err

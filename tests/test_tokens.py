@@ -390,3 +390,38 @@ def test_machine_paths_and_foreign_settings_are_not_saved(tmp_path: Path) -> Non
     Tokenizer.load(tmp_path).save(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert not set(names) & set(config) and config["model_max_length"] == 512
+
+
+# Where tokens stand in their text
+
+
+def pieces(tokenizer: Tokenizer, texts: Rows, max_length: int | None = None) -> list[tuple[int, int, str]]:
+    """Side, column and characters of each token that is of a text."""
+    places = tokenizer.places(texts, max_length=max_length, truncation="longest-first")
+    encoded = tokenizer.encode(texts, max_length=max_length, truncation="longest-first")
+    assert len(places) == len(encoded.ids)
+    sides = [texts.first, texts.second or ()]
+    return [
+        (side, column, sides[side][column][0][begin:end].strip())
+        for side, column, begin, end in places.tolist()
+        if side >= 0
+    ]
+
+
+def test_tokens_know_their_side_and_column_and_are_cut_as_ids_are(bert: Tokenizer) -> None:
+    two = rows(["the BIG dogs"], ["red"], pair=["a cat sleeps"])
+    whole = [(0, 0, "the"), (0, 0, "BIG"), (0, 0, "dog"), (0, 0, "s"), (0, 1, "red"), (1, 0, "a"), (1, 0, "cat"),
+             (1, 0, "sleeps")]  # fmt: skip
+    assert pieces(bert, two) == whole
+    assert pieces(bert, two, max_length=7) == [*whole[:2], *whole[5:7]]
+
+
+@pytest.mark.parametrize("kind", ["roberta_dir", "unigram_dir"])
+def test_tokens_of_other_vocabularies_cover_their_text(kind: str, request: pytest.FixtureRequest) -> None:
+    tokenizer = Tokenizer.load(request.getfixturevalue(kind))
+    for text in SENTENCES:
+        found = pieces(tokenizer, rows([text]))
+        whole = "".join(part for _, _, part in found)
+        # A character of several bytes is of several tokens.
+        assert set("".join(text.split())) <= set(whole)
+        assert len(whole) >= len("".join(text.split()))

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from bertune.data.tasks import Rows
 from bertune.data.tokens import Encoded, Tokenizer
-from bertune.data.words import WordList, is_parse, look_up, split_words, words_from_parse, words_of
+from bertune.data.words import WordList, is_parse, look_up, spans_of, split_words, words_from_parse, words_of
 from bertune.errors import ModelError
 
 LIST = ["<unk>", "<pad>", "<mask>", "<cls>", "<sep>", "a", "dog", "runs", "on", "the", "bench", ".", "do", "n't"]
+AWKWARD = ["cannot", "don't", '"', "'", "…", "—", "(", "İ", "Σ", " ", "u.s.", "...", "'tis", "1,000", "-lrb-", "{"]
 PARSE = "( ( A dog ) ( ( runs ( on ( the bench ) ) ) . ) )"
 
 
@@ -124,3 +125,24 @@ def test_a_wrong_word_list_is_a_clear_error(folder: Path, content: str, message:
     (folder / "vocab.json").write_text(content, encoding="utf-8")
     with pytest.raises(ModelError, match=message):
         Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ("It’s “fine” (really)… can't", ["It", "’s", "“", "fine", "”", "(", "really", ")", "…", "ca", "n't"]),
+        ("( ( A dog ) ( runs . ) )", ["A", "dog", "runs", "."]),
+        ("Gimme İstanbul — now...", ["Gim", "me", "İ", "İ", "stanbul", "—", "now", "..."]),
+    ],
+)
+def test_every_word_is_found_again_in_the_text(text: str, parts: list[str]) -> None:
+    assert [text[begin:end] for begin, end in spans_of(text)] == parts
+    assert len(words_of(text)) == len(parts)
+
+
+@given(st.lists(st.one_of(st.text(max_size=4), st.sampled_from(AWKWARD)), max_size=15).map("".join))
+def test_every_word_of_any_text_has_its_place(text: str) -> None:
+    spans = spans_of(text)
+    assert len(spans) == len(words_of(text))
+    assert all(0 <= begin < end <= len(text) for begin, end in spans)
+    assert spans == sorted(spans)

@@ -32,6 +32,7 @@ EXAMPLES = (
     "bertune evaluate runs/papers more.csv",
     "bertune predict runs/papers new.csv --out scored.csv",
     "echo 'some text' | bertune predict runs/papers -",
+    "bertune explain runs/papers 'some text'",
 )
 # name -> module and class in `commands`, and what it does in a sentence
 COMMANDS = {
@@ -39,6 +40,7 @@ COMMANDS = {
     "check": ("check", "Check", "Say what is wrong with DATA before training on it."),
     "evaluate": ("evaluate", "Evaluate", "Measure a trained model on labelled rows."),
     "predict": ("predict", "Predict", "Predict labels for new rows, in their order; no row is left out."),
+    "explain": ("explain", "Explain", "Say which words made a label, and which training rows are most alike."),
     "compare": ("compare", "Compare", "Say whether a trained model is better than another, or it is noise."),
     "curve": ("curve", "Curve", "Say what fewer training rows reach, and what twice as many would bring."),
     "models": ("models", "Models", "List the models that have a short name: size, licence, and where they are."),

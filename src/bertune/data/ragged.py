@@ -6,6 +6,7 @@ A row is `prefix, first side, suffix` or `prefix, first side, between, second si
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,16 @@ class Template:
             return tuple(Special(special.id, 0) for special in specials)
 
         return Template(zero(self.prefix), 0, zero(self.between), 0, zero(self.suffix))
+
+    def nameless(self) -> Template:
+        """The same places, with the id -1 for every special token."""
+
+        def hide(specials: tuple[Special, ...]) -> tuple[Special, ...]:
+            return tuple(Special(-1, special.type) for special in specials)
+
+        return Template(
+            hide(self.prefix), self.first_type, hide(self.between), self.second_type, hide(self.suffix)
+        )
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,13 @@ class Encoded:
     def lengths(self) -> np.ndarray:
         """Tokens of each row after cutting, int64 [n]."""
         return np.diff(self.offsets)
+
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 over ids, segments and lengths."""
+        digest = hashlib.sha256()
+        for array in (self.ids, self.types, self.offsets):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     def truncation(self) -> Truncation:
         """How many rows and what share of the text tokens were cut; unknown tokens as a share of those kept."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,16 @@ class Rows:
         """Rows `start` to `stop` (excluded)."""
         first = tuple(column[start:stop] for column in self.first)
         return Rows(first, None if self.second is None else tuple(column[start:stop] for column in self.second))
+
+    @classmethod
+    def stacked(cls, parts: Sequence[Rows]) -> Rows:
+        """The rows of one or more `Rows` with the same columns, in order."""
+
+        def side(columns: Sequence[tuple[list[str], ...]]) -> tuple[list[str], ...]:
+            return tuple([text for texts in same for text in texts] for same in zip(*columns, strict=True))
+
+        seconds = [part.second for part in parts if part.second is not None]
+        return cls(side([part.first for part in parts]), side(seconds) if seconds else None)
 
 
 def is_missing(value: object) -> bool:

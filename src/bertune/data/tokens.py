@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bertune.data.cache import read_entry, write_entry
-from bertune.data.ragged import Encoded, assemble, concatenate
+from bertune.data.ragged import Column, Encoded, assemble, concatenate
 from bertune.data.vocab import Subwords
 from bertune.data.words import WordList
 from bertune.errors import ModelError
@@ -111,6 +111,26 @@ class Tokenizer:
                 )
             )
         return concatenate(parts)
+
+    def places(self, rows: Rows, *, max_length: int | None, truncation: str) -> np.ndarray:
+        """What each token of `encode(rows, ...)` was made of: int32 [tokens, 4] of side (0 or 1), column of the side,
+        and begin and end in characters; of special tokens and separators -1, -1, 0, 0."""
+        vocabulary = self._vocabulary
+        found: list[tuple[int, int, int, int]] = []
+        sides: list[list[Column]] = [[], []]
+        for side, columns in enumerate((rows.first, rows.second or ())):
+            for number, texts in enumerate(columns):
+                spans = vocabulary.spans(list(texts))
+                begin = len(found)
+                found += [(side, number, *span) for row in spans for span in row]
+                # Numbers of tokens in place of their ids, so that they are joined and cut as the ids are.
+                numbers = np.arange(begin, len(found), dtype=np.int32)
+                sides[side].append(Column(numbers, np.array([len(row) for row in spans], dtype=np.int64)))
+        template = vocabulary.single if rows.second is None else vocabulary.pair
+        cut = assemble(
+            template.nameless(), *sides, separator=-1, max_length=max_length, truncation=truncation, unk_id=-1
+        )
+        return np.array([*found, (-1, -1, 0, 0)], dtype=np.int32)[cut.ids]
 
 
 def encode_cached(

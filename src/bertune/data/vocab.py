@@ -78,11 +78,16 @@ class Subwords:
 
     def column(self, texts: list[str]) -> Column:
         """Ids of `texts` without special tokens, on all cores."""
-        encodings = self.rust.encode_batch_fast(_takeable(texts), add_special_tokens=False)
+        encodings = self.rust.encode_batch_fast(takeable(texts), add_special_tokens=False)
         ids = [encoding.ids for encoding in encodings]
         lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         values = np.fromiter(itertools.chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum()))
         return Column(values, lengths)
+
+    def spans(self, texts: list[str]) -> list[list[tuple[int, int]]]:
+        """Begin and end, in characters, of each token that `column` makes of each text."""
+        encodings = self.rust.encode_batch(takeable(texts), add_special_tokens=False)
+        return [encoding.offsets for encoding in encodings]
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         return [self.rust.id_to_token(int(number)) or "" for number in ids]
@@ -266,7 +271,7 @@ def _content(token: Any) -> str:
     return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
 
 
-def _takeable(texts: list[str]) -> list[str]:
+def takeable(texts: list[str]) -> list[str]:
     """The texts, with U+FFFD for lone surrogates (halves of a character), which UTF-8 cannot express."""
     try:
         "".join(texts).encode("utf-8")

@@ -128,6 +128,24 @@ def words_of(text: str) -> list[str]:
     return words_from_parse(text) if is_parse(text) else split_words(text)
 
 
+def spans_of(text: str) -> list[tuple[int, int]]:
+    """Begin and end, in characters of `text`, of each of `words_of(text)`."""
+    if is_parse(text):
+        return [match.span() for match in re.finditer(r"\S+", text) if match.group() not in ("(", ")")]
+    # Of some characters the splitter makes several (an ellipsis, a long dash): whose is each of what it reads?
+    made = [char.translate(_CURLY).lower() for char in text]
+    owner = [place for place, chars in enumerate(made) for _ in chars]
+    words, spans = iter(split_words(text)), []
+    for match in _TOKEN.finditer("".join(made)):
+        begin = match.start()
+        while begin < match.end():
+            # A lone character may be written longer (a quote is ``); the words of a longer match add up to it.
+            width = len(next(words)) if len(match.group()) > 1 else len(next(words)[:1])
+            spans.append((owner[begin], owner[begin + width - 1] + 1))
+            begin += width
+    return spans
+
+
 def look_up(texts: Iterable[str], vocabulary: dict[str, int], unknown: int) -> tuple[array[int], array[int]]:
     """Ids of all words, one text after another, and the number of words of each text."""
     ids, lengths = array("i"), array("i")
@@ -177,6 +195,10 @@ class WordList:
     def content(self) -> bytes:
         """What the ids of a text depend on."""
         return hashlib.sha256(json.dumps([_SPLITTER, self.words]).encode("utf-8")).digest()
+
+    def spans(self, texts: list[str]) -> list[list[tuple[int, int]]]:
+        """Begin and end, in characters, of each word of each text."""
+        return [spans_of(text) for text in texts]
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         return [self.words[number] for number in ids]

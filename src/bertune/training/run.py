@@ -211,7 +211,10 @@ def keep_record(config: Config, out: Path, prepared: Prepared, *, resume: bool) 
                 f"--resume: the run in {out} was started with other options: {listed(changed, 4)}. "
                 "Pass the same ones, or --overwrite to start anew."
             )
-    record = {"rows": {name: len(split) for name, split in prepared.splits.items()}, "data": fingerprint(prepared)}
+    record = {
+        "rows": {name: len(split) for name, split in prepared.splits.items()}, "data": fingerprint(prepared),
+        "train": prepared.train.tokens.fingerprint(),  # by which `explain` knows the training rows again
+    }  # fmt: skip
     state = out / "run" / "data.json"
     if resume and state.is_file():
         import json

@@ -62,6 +62,8 @@ def test_every_row_is_answered_by_a_model_that_has_not_seen_it(
     done = train(table(tmp_path, rows), tiny_bert, out, "--folds", "3", "--json")
     assert done.code == 0, done.err
     found = done.json["metrics"]
+    refused = call("predict", out, "-", stdin="a cat\n")
+    assert refused.code == 2 and "several trainings, and no model of its own. Each is a result" in refused.err
     assert found == json.loads((out / "run/metrics.json").read_text(encoding="utf-8"))
     answers = pl.read_parquet(out / "run/predictions-out-of-fold.parquet")
     assert sorted(answers["row"].to_list()) == list(range(1, 91))

@@ -310,6 +310,10 @@ def _what_it_is(folder: Path) -> str:
         return f"no such folder. {_HOW}"
     if folder.is_file():
         return f"a file, not the result folder of a run. {_HOW}"
+    for several in ("folds", "curve"):
+        inner = sorted(path.parent for path in (folder / RUN_FOLDER / several).glob(f"*/{BUNDLE_FILE}"))
+        if inner:
+            return f"several trainings, and no model of its own. Each is a result, for example {inner[0]}."
     if _is_output(folder):
         return "a run that has not finished: it has no bertune.json yet. Go on with: bertune train ... --resume."
     if (folder / "config.json").is_file():

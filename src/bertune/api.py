@@ -46,10 +46,17 @@ def train(
     if seeds is not None:
         from bertune.training.seeds import train_seeds
 
-        return train_seeds(
+        result = train_seeds(
             chosen, out=out, seeds=seeds, source=source, resume=resume, overwrite=overwrite, listener=listener
         )
-    return run(chosen, out=out, source=source, resume=resume, overwrite=overwrite, listener=listener)
+    else:
+        result = run(chosen, out=out, source=source, resume=resume, overwrite=overwrite, listener=listener)
+    if chosen.report.page:
+        from bertune.report.write import keep_page
+        from bertune.training.listen import Silent
+
+        keep_page(result.out, chosen, source=source, say=(listener or Silent()).say)
+    return result
 
 
 def cross_validate(

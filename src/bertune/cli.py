@@ -40,6 +40,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "Evaluate", "Measure a trained model on labelled rows."),
     "predict": ("predict", "Predict", "Predict labels for new rows, in their order; no row is left out."),
     "compare": ("compare", "Compare", "Say whether a trained model is better than another, or it is noise."),
+    "report": ("report", "Report", "Make the page of a trained model: results, figures, errors, how to run it again."),
     "models": ("models", "Models", "List the models that have a short name: size, licence, and where they are."),
     "convert": ("models", "Convert", "Write any model as a clean folder that can be trained."),
     "cache": ("models", "Cache", "Show the cache of what can be made again, or clear it."),

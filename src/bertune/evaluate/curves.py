@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
-_INK, _FAINT, _GRID = "#24292f", "#b9c3cf", "#e6e9ed"
+INK, FAINT, GRID = "#24292f", "#b9c3cf", "#e6e9ed"
 # Three hues that stay apart for colour-blind readers and in grey; the training split is blue everywhere.
-_COLOURS = {"train": "#2a6fb0", "valid": "#d1621b", "test": "#3f8f5f"}
+COLOURS = {"train": "#2a6fb0", "valid": "#d1621b", "test": "#3f8f5f"}
 _NAMES = {"train": "training", "valid": "validation", "test": "test"}
 _MARKERS = {"train": "s", "valid": "o", "test": "^"}
 
@@ -30,7 +30,6 @@ def plot_curves(history: list[Record], path: Path, *, metric: str) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(10, 4.4), dpi=150, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
@@ -38,52 +37,63 @@ def plot_curves(history: list[Record], path: Path, *, metric: str) -> None:
     losses = figure.add_subplot(grid[0, 0])
     rate = figure.add_subplot(grid[1, 0], sharex=losses)
     scores = figure.add_subplot(grid[:, 1])
-    _draw_losses(losses, history)
-    _draw_rate(rate, history)
-    _draw_scores(scores, history, metric)
+    draw_losses(losses, history)
+    draw_rate(rate, history)
+    draw_scores(scores, history, metric)
     losses.tick_params(labelbottom=False)
-    # From the start to a little after the last record, the same on every panel, so that one evaluation is legible too.
-    last = max((record["epoch"] for record in history if "epoch" in record), default=0.0) or 1.0
     for axes in (losses, rate, scores):
-        axes.set_xlim(-0.02 * last, 1.04 * last)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=last >= 2))
+        fit_epochs(axes, history)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
-def _draw_losses(axes: Axes, history: list[Record]) -> None:
+def fit_epochs(axes: Axes, history: list[Record]) -> None:
+    """From the start to a little after the last record, the same on every panel, so that one evaluation is legible."""
+    from matplotlib.ticker import MaxNLocator
+
+    last = max((record["epoch"] for record in history if "epoch" in record), default=0.0) or 1.0
+    axes.set_xlim(-0.02 * last, 1.04 * last)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=last >= 2))
+
+
+def spoken(metric: str) -> str:
+    """The name of a metric as a person reads it: `micro F1`."""
+    return metric.replace("_", " ").replace("f1", "F1").replace("roc auc", "ROC AUC").replace("mcc", "MCC")
+
+
+def draw_losses(axes: Axes, history: list[Record]) -> None:
     steps = [record for record in history if record["kind"] == "step" and record.get("loss") is not None]
     epochs = np.array([record["epoch"] for record in steps], dtype=np.float64)
     losses = np.array([record["loss"] for record in steps], dtype=np.float64)
     if len(steps) > 1:
-        axes.plot(epochs, losses, color=_COLOURS["train"], alpha=0.22, linewidth=0.8)
+        axes.plot(epochs, losses, color=COLOURS["train"], alpha=0.22, linewidth=0.8)
     if len(steps):
         smooth = smoothed(losses)
         alone = "o" if len(steps) == 1 else ""  # a line needs two points
-        axes.plot(epochs, smooth, color=_COLOURS["train"], linewidth=2, marker=alone, label=_NAMES["train"])
+        axes.plot(epochs, smooth, color=COLOURS["train"], linewidth=2, marker=alone, label=_NAMES["train"])
         # A first spike would press the rest of the curve flat: the axis follows the smooth curve and most raw values.
         valid = _values(history, "valid", "log_loss")[1]
         top = max(float(np.percentile(losses, 98)), float(smooth.max()), *valid, 1e-9)
         axes.set_ylim(0, 1.08 * top)
     _draw_evaluations(axes, history, "valid", "log_loss")
-    _dress(axes, "Loss", "loss")
+    dress(axes, "Loss", "loss")
 
 
-def _draw_rate(axes: Axes, history: list[Record]) -> None:
+def draw_rate(axes: Axes, history: list[Record]) -> None:
     steps = [record for record in history if record["kind"] == "step" and record.get("lr") is not None]
     alone = "o" if len(steps) == 1 else ""
     axes.plot(
-        [r["epoch"] for r in steps], [r["lr"] for r in steps], color=_INK, linewidth=1.2, marker=alone, markersize=4
+        [r["epoch"] for r in steps], [r["lr"] for r in steps], color=INK, linewidth=1.2, marker=alone, markersize=4
     )
     axes.set_ylim(bottom=0)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
     axes.yaxis.get_offset_text().set_fontsize(8)
-    _dress(axes, "", "learning\nrate")
-    axes.set_xlabel("epoch", color=_INK)
+    dress(axes, "", "learning\nrate")
+    axes.set_xlabel("epoch", color=INK)
 
 
-def _draw_scores(axes: Axes, history: list[Record], metric: str) -> None:
-    for split in _COLOURS:
+def draw_scores(axes: Axes, history: list[Record], metric: str) -> None:
+    for split in COLOURS:
         _draw_evaluations(axes, history, split, metric)
     epochs, values = _values(history, "valid", metric)
     best = None
@@ -94,19 +104,19 @@ def _draw_scores(axes: Axes, history: list[Record], metric: str) -> None:
         above = METRICS[metric].higher_is_better
         axes.annotate(
             f"best {values[best]:.4f}", (epochs[best], values[best]), textcoords="offset points",
-            xytext=(3, 9 if above else -15), ha="right", color=_COLOURS["valid"], fontsize=9, fontweight="bold",
+            xytext=(3, 9 if above else -15), ha="right", color=COLOURS["valid"], fontsize=9, fontweight="bold",
         )
     axes.margins(y=0.16)
-    name = metric.replace("_", " ").replace("f1", "F1").replace("roc auc", "ROC AUC").replace("mcc", "MCC")
-    _dress(axes, name[0].upper() + name[1:], name)
-    axes.set_xlabel("epoch", color=_INK)
+    name = spoken(metric)
+    dress(axes, name[0].upper() + name[1:], name)
+    axes.set_xlabel("epoch", color=INK)
 
 
 def _draw_evaluations(axes: Axes, history: list[Record], split: str, metric: str) -> None:
     epochs, values = _values(history, split, metric)
     if values:
         axes.plot(
-            epochs, values, color=_COLOURS[split], marker=_MARKERS[split], markersize=5, linewidth=1.6,
+            epochs, values, color=COLOURS[split], marker=_MARKERS[split], markersize=5, linewidth=1.6,
             label=_NAMES[split],
         )
 
@@ -129,15 +139,16 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     return np.asarray((sums[high] - sums[low]) / (high - low))
 
 
-def _dress(axes: Axes, title: str, label: str) -> None:
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=_INK)
-    axes.set_ylabel(label, color=_INK)
-    axes.grid(True, color=_GRID, linewidth=0.8)
+def dress(axes: Axes, title: str, label: str) -> None:
+    """The look that all pictures share: a title, the vertical axis named, a faint grid, no box."""
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK)
+    axes.set_ylabel(label, color=INK)
+    axes.grid(True, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, labelsize=9, length=0)
+    axes.tick_params(colors=INK, labelsize=9, length=0)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
-        axes.spines[side].set_color(_FAINT)
+        axes.spines[side].set_color(FAINT)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from bertune.training.fit import Fit, Progress
     from bertune.training.prepare import Split
 
+PACKAGES = ("torch", "tokenizers", "numpy", "polars", "scikit-learn")  # whose versions a result may depend on
 HEADS = {"own": "that of the architecture", "mlp": "linear, ReLU, linear"}  # kinds of heads in plainer words
 GOOD = "last-good"  # in run/: the last good weights of a training that diverged
 
@@ -68,6 +72,8 @@ def finish(
         metrics[name]["padding_share"] = evaluation_padding(split.tokens, fit)
         path = predictions_file(out, name)
         write_predictions(task, rule, split, logits[name], path, group=fit.config.data.group)
+    metrics["truncation"] = {name: asdict(split.tokens.truncation()) for name, split in fit.prepared.splits.items()}
+    metrics["versions"] = versions()
     if splits:
         metrics |= how | standing(fit.config, fit.prepared, logits, rule, fit.listener, metric=metric)
     write_atomic(out / "README.md", model_card(card_info(fit, bundle, base, metrics, out)))
@@ -76,6 +82,11 @@ def finish(
     write_json(out / "run" / "metrics.json", metrics)
     checkpoint.remove(fit.folder)
     return metrics
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with."""
+    return {"bertune": __version__, "python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def write_model(

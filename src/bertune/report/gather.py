@@ -4,6 +4,7 @@ metrics.json has already."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -93,8 +94,9 @@ class Gathered:
         return self.bundle.task
 
 
-def gather(out: str | Path, *, source: Any = None) -> Gathered:
-    """Read the result in `out`; `source`: the data of the run where it was in memory, for the texts of its mistakes.
+def gather(out: str | Path, *, source: Any = None, moved: Mapping[str, Any] | None = None) -> Gathered:
+    """Read the result in `out`. For the texts of its mistakes: `source`, the data of the run where it was in memory, or
+    `moved`, the options of the section `data` that say where its files are by now.
 
     Raises ModelError where `out` is no finished result of a single training.
     """
@@ -116,7 +118,8 @@ def gather(out: str | Path, *, source: Any = None) -> Gathered:
         outcome = Outcome.read(out, split)
         answers = found["answers"] = Answers.of(outcome)
         worst = costliest(answers, outcome.frame)
-        found["mistakes"], found["no_texts"] = with_texts(worst, answers, config, source)
+        there = config.updated({"data": dict(moved)}) if config is not None and moved else config
+        found["mistakes"], found["no_texts"] = with_texts(worst, answers, there, source)
     return Gathered(
         out=out, bundle=bundle, metrics=metrics, split=split, history=_lines(run / "history.jsonl"),
         machine=read_yaml(run / "machine.yaml") if (run / "machine.yaml").is_file() else {},

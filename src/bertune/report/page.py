@@ -104,7 +104,7 @@ def _render(template: str, *, script: str, **values: Any) -> str:
     )
     environment.filters |= {
         "spoken": spoken, "shown": shown, "capital": capital, "plainly": plainly, "percent": percent,
-        "number": "{:,}".format,
+        "brief": brief, "number": "{:,}".format,
     }  # fmt: skip
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(
@@ -113,6 +113,11 @@ def _render(template: str, *, script: str, **values: Any) -> str:
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; "
                "form-action 'none'", **values,
     )  # fmt: skip
+
+
+def brief(label: str, limit: int = 80) -> str:
+    """A label where it is told again and again; the table of labels has it whole."""
+    return label if len(label) <= limit else label[: limit - 1] + "…"
 
 
 def capital(text: str) -> str:

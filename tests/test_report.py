@@ -136,7 +136,6 @@ def test_tables_and_controls_have_names_for_those_who_listen(awkward: tuple[Gath
     assert any(each.get("aria-live") == "polite" for _, each in page.tags)
 
 
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("kind", ["multi", "single"])
 def test_the_numbers_are_those_of_metrics_json(tmp_path: Path, kind: str) -> None:
     gathered = gather(make_result(tmp_path / "run", ("a", "b", "c"), kind=kind, rows=200))

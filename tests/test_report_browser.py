@@ -198,11 +198,12 @@ def test_figures_take_the_colours_of_the_scheme(browser: Any, multi: Made) -> No
 
 
 def test_print_leaves_the_controls_out_and_breaks_no_figure(browser: Any, multi: Made) -> None:
-    with Visit(browser, multi[1], color_scheme="dark") as visit:
+    with Visit(browser, multi[1], color_scheme="dark", viewport={"width": 680, "height": 960}) as visit:  # A4
         visit.page.emulate_media(media="print", color_scheme="dark")
         assert visit.page.locator("#slider").is_hidden() and visit.page.locator("nav").is_hidden()
         assert visit.page.locator("#verdict").is_visible()
         assert visit.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 680
         breaks = visit.page.locator("figure").evaluate_all("all => all.map(each => getComputedStyle(each).breakInside)")
         assert breaks and set(breaks) == {"avoid"}
         assert visit.page.pdf(format="A4").startswith(b"%PDF")

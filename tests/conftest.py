@@ -83,6 +83,15 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_pages(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Training without its report, which takes longer than a tiny run; only the tests of the report draw it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.module.__name__.startswith("test_report"):
+            patch.setattr("bertune.report.write.keep_page", lambda out, config, *, source, say: None)
+        yield
+
+
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training without curves.png, which takes most of the time of a tiny run."""

@@ -16,6 +16,7 @@ LAYERS = (
     ("cli", "commands", "progress"),
     ("estimator",),
     ("api",),
+    ("report",),
     ("training",),
     ("ship", "explain"),
     ("model",),
@@ -31,7 +32,7 @@ LAYERS = (
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 MODULES = sorted(PACKAGE.rglob("*.py"))
-HEAVY = {"torch", "polars", "sklearn", "scipy", "pandas", "pyarrow", "matplotlib", "transformers", "captum"}
+HEAVY = {"torch", "polars", "sklearn", "scipy", "pandas", "pyarrow", "matplotlib", "transformers", "captum", "jinja2"}
 SERVING = ("bertune.bundle", "bertune.data.tokens", "bertune.data.batch", "bertune.data.tasks", "bertune.ship.predict")
 
 

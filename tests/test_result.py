@@ -225,7 +225,7 @@ def test_a_run_without_any_evaluation_still_tells_its_steps(tmp_path: Path, tiny
     lines = (result.out / "run/history.jsonl").read_text(encoding="utf-8").splitlines()
 
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
-    assert set(result.metrics) == {"metric", "train"}
+    assert set(result.metrics) == {"metric", "train", "truncation", "versions"}
     assert result.metrics["train"]["measured"].endswith("over the 24 rows seen")
 
 

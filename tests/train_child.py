@@ -38,9 +38,10 @@ def run_child(job: dict[str, Any]) -> None:
     """Train as `job` says; ends with the exit code that the command line would give."""
     import bertune
     from bertune.errors import BertuneError
+    from bertune.report import write
     from bertune.training import finish
 
-    finish.plot_curves = without_picture
+    finish.plot_curves, write.keep_page = without_picture, without_page
     os.environ["BERTUNE_CACHE"] = job["cache"]
     place, _, count = job.get("kill", "").partition(":")
     at = int(count or 1)
@@ -61,6 +62,10 @@ def run_child(job: dict[str, Any]) -> None:
 
 def without_picture(history: Any, path: Path, *, metric: str) -> None:
     """Instead of curves.png, which takes longer than a tiny training."""
+
+
+def without_page(out: Path, config: Any, **how: Any) -> None:
+    """Instead of the report, which takes longer still."""
 
 
 def start_child(**job: Any) -> Any:

@@ -50,13 +50,20 @@ def train(
     if seeds is not None:
         from bertune.training.seeds import train_seeds
 
-        return train_seeds(
+        result = train_seeds(
             chosen, out=out, seeds=seeds, keep=keep, source=source, resume=resume, overwrite=overwrite,
             listener=listener,
         )  # fmt: skip
-    if keep != "best":
+    elif keep != "best":
         raise ConfigError(f"train(keep={keep!r}): says what is kept of several seeds; pass seeds with it.")
-    return run(chosen, out=out, source=source, resume=resume, overwrite=overwrite, listener=listener)
+    else:
+        result = run(chosen, out=out, source=source, resume=resume, overwrite=overwrite, listener=listener)
+    if chosen.report.page:
+        from bertune.report.write import keep_page
+        from bertune.training.listen import Silent
+
+        keep_page(result.out, chosen, source=source, say=(listener or Silent()).say)
+    return result
 
 
 def cross_validate(

@@ -285,6 +285,9 @@ class ReportConfig(Section):
         description="Column by whose values the rows are measured apart; length and truncation always are.",
         json_schema_extra=flag("--slice", group="Report", metavar="COLUMN"),
     )
+    page: bool = Field(
+        True, description="Draw run/report.html and its figures when training ends; bertune report does so later."
+    )
 
 
 class CacheConfig(Section):

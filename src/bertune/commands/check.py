@@ -37,7 +37,7 @@ class Check(Configured):
     examples = (
         "bertune check papers.csv --text TITLE --text ABSTRACT",
         "bertune check train.tsv --valid dev.tsv --test test.tsv --label-errors none --strict",
-        "bertune check reviews.csv --queue relabel.csv --fix plan.yaml",
+        "bertune check reviews.csv --queue relabel.csv --fix plan.yaml --page check.html",
         "bertune train reviews.csv --plan plan.yaml --out runs/reviews",
     )
 
@@ -51,7 +51,10 @@ class Check(Configured):
     queue: Annotated[
         str | None, typer.Option(metavar="FILE.csv", help="Write the rows with doubted labels, the likeliest first.")
     ] = None
-    overwrite: Annotated[bool, switch("--overwrite", "Replace an existing --fix or --queue.")] = False
+    page: Annotated[
+        str | None, typer.Option(metavar="FILE.html", help="Write all findings as a page that is opened in a browser.")
+    ] = None
+    overwrite: Annotated[bool, switch("--overwrite", "Replace an existing --fix, --queue or --page.")] = False
 
     def run(self) -> None:
         display = start_display(quiet=self.quiet)
@@ -61,7 +64,7 @@ class Check(Configured):
             raise ConfigError("--queue: lists doubted labels; --label-errors none doubts none. Leave one of them out.")
         targets = {
             name: check_target(out, overwrite=self.overwrite, inputs=self.files)
-            for name, out in (("fix", self.fix), ("queue", self.queue)) if out is not None
+            for name, out in (("fix", self.fix), ("queue", self.queue), ("page", self.page)) if out is not None
         }  # fmt: skip
 
         from bertune.doctor.relabel import write_queue
@@ -80,6 +83,11 @@ class Check(Configured):
             plan.write(targets["fix"])
             told = ", ".join(f"{count:,} to {action}" for action, count in sorted(plan.counts().items())) or "nothing"
             display.say(f"The plan in {targets['fix']}: {told}. Review it, then: bertune train ... --plan {self.fix}")
+        if "page" in targets:
+            from bertune.report.write import write_findings
+
+            write_findings(found, targets["page"], self.files)
+            display.say(f"The page of all findings is in {targets['page']}.")
         if found.count("error"):
             kinds = listed(dict.fromkeys(finding.kind for finding in found.findings if finding.severity == "error"))
             raise DataError(f"the check found errors: {kinds}.")

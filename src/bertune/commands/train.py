@@ -102,6 +102,10 @@ class Train(Configured):
             result = train_seeds(config, out=out, seeds=self.seeds, keep=self.keep or "best", **how)
         else:
             result = run(config, out=out, **how)
+        if config.report.page:
+            from bertune.report.write import keep_page
+
+            keep_page(result.out, config, source=None, say=display.say)
         if self.as_json:
             print_json({"out": str(result.out), "task": result.task.to_dict(), "metrics": result.metrics})
         else:

@@ -30,7 +30,6 @@ def plot_curves(history: list[Record], path: Path, *, metric: str) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(10, 4.4), dpi=150, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
@@ -38,20 +37,31 @@ def plot_curves(history: list[Record], path: Path, *, metric: str) -> None:
     losses = figure.add_subplot(grid[0, 0])
     rate = figure.add_subplot(grid[1, 0], sharex=losses)
     scores = figure.add_subplot(grid[:, 1])
-    _draw_losses(losses, history)
-    _draw_rate(rate, history)
-    _draw_scores(scores, history, metric)
+    draw_losses(losses, history)
+    draw_rate(rate, history)
+    draw_scores(scores, history, metric)
     losses.tick_params(labelbottom=False)
-    # From the start to a little after the last record, the same on every panel, so that one evaluation is legible too.
-    last = max((record["epoch"] for record in history if "epoch" in record), default=0.0) or 1.0
     for axes in (losses, rate, scores):
-        axes.set_xlim(-0.02 * last, 1.04 * last)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=last >= 2))
+        fit_epochs(axes, history)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
-def _draw_losses(axes: Axes, history: list[Record]) -> None:
+def fit_epochs(axes: Axes, history: list[Record]) -> None:
+    """From the start to a little after the last record, the same on every panel, so that one evaluation is legible."""
+    from matplotlib.ticker import MaxNLocator
+
+    last = max((record["epoch"] for record in history if "epoch" in record), default=0.0) or 1.0
+    axes.set_xlim(-0.02 * last, 1.04 * last)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=last >= 2))
+
+
+def spoken(metric: str) -> str:
+    """The name of a metric as a person reads it: `micro F1`."""
+    return metric.replace("_", " ").replace("f1", "F1").replace("roc auc", "ROC AUC").replace("mcc", "MCC")
+
+
+def draw_losses(axes: Axes, history: list[Record]) -> None:
     steps = [record for record in history if record["kind"] == "step" and record.get("loss") is not None]
     epochs = np.array([record["epoch"] for record in steps], dtype=np.float64)
     losses = np.array([record["loss"] for record in steps], dtype=np.float64)
@@ -69,7 +79,7 @@ def _draw_losses(axes: Axes, history: list[Record]) -> None:
     dress(axes, "Loss", "loss")
 
 
-def _draw_rate(axes: Axes, history: list[Record]) -> None:
+def draw_rate(axes: Axes, history: list[Record]) -> None:
     steps = [record for record in history if record["kind"] == "step" and record.get("lr") is not None]
     alone = "o" if len(steps) == 1 else ""
     axes.plot(
@@ -82,7 +92,7 @@ def _draw_rate(axes: Axes, history: list[Record]) -> None:
     axes.set_xlabel("epoch", color=INK)
 
 
-def _draw_scores(axes: Axes, history: list[Record], metric: str) -> None:
+def draw_scores(axes: Axes, history: list[Record], metric: str) -> None:
     for split in COLOURS:
         _draw_evaluations(axes, history, split, metric)
     epochs, values = _values(history, "valid", metric)
@@ -97,7 +107,7 @@ def _draw_scores(axes: Axes, history: list[Record], metric: str) -> None:
             xytext=(3, 9 if above else -15), ha="right", color=COLOURS["valid"], fontsize=9, fontweight="bold",
         )
     axes.margins(y=0.16)
-    name = metric.replace("_", " ").replace("f1", "F1").replace("roc auc", "ROC AUC").replace("mcc", "MCC")
+    name = spoken(metric)
     dress(axes, name[0].upper() + name[1:], name)
     axes.set_xlabel("epoch", color=INK)
 
@@ -130,7 +140,7 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def dress(axes: Axes, title: str, label: str) -> None:
-    """Title, axis label, grid and legend as every picture has them."""
+    """The look that all pictures share: a title, the vertical axis named, a faint grid, no box."""
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK)
     axes.set_ylabel(label, color=INK)
     axes.grid(True, color=GRID, linewidth=0.8)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from bertune.training.listen import Listener
     from bertune.training.prepare import Prepared, Split
 
+PACKAGES = ("torch", "tokenizers", "numpy", "polars", "scikit-learn")  # whose versions a result may depend on
 HEADS = {"own": "that of the architecture", "mlp": "linear, ReLU, linear"}  # kinds of heads in plainer words
 CARD = "card.json"  # in run/
 GOOD = "last-good"  # in run/: the last good weights of a training that diverged
@@ -56,6 +60,8 @@ def finish(
         device=fit.machine.device,
     )  # fmt: skip
     metrics |= judged
+    metrics["truncation"] = {name: asdict(split.tokens.truncation()) for name, split in fit.prepared.splits.items()}
+    metrics["versions"] = versions()
     write_card(out, card_info(fit, bundle, base, metrics, out))
     plot_curves(progress.history, out / "run" / "curves.png", metric=metric)
     shutil.rmtree(out / "run" / GOOD, ignore_errors=True)  # of an earlier attempt that diverged
@@ -100,6 +106,11 @@ def write_card(out: Path, info: CardInfo) -> None:
     """README.md, and what it says as run/card.json, for whoever makes another result of this one."""
     write_atomic(out / "README.md", model_card(info))
     write_json(out / "run" / CARD, info.to_dict())
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with."""
+    return {"bertune": __version__, "python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def write_model(

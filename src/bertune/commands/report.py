@@ -1,0 +1,51 @@
+"""bertune report: the page of a result, made or made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bertune.commands.models import SAME, SEED, begin
+from bertune.commands.options import Configured, switch, with_flags
+from bertune.commands.output import check_target, print_json
+from bertune.config import DataConfig
+
+FILES = ("files", "valid", "test")  # of the section data: where the texts are by now
+
+
+@with_flags(*SEED)
+class Report(Configured):
+    details = (
+        "bertune train makes it by itself, as run/report.html beside run/figures; this command does so for a result "
+        "without one, or anew. The texts of wrong answers are read again from the data of the training; where that has "
+        f"moved, --set data.files=PLACE (data.valid, data.test) says where it is now. {SAME}"
+    )
+    examples = (
+        "bertune report runs/papers",
+        "bertune report runs/papers --out papers.html",
+        "bertune report runs/papers --set data.files=moved/papers.csv",
+    )
+
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Result of bertune train.", show_default=False)]
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.html", help="Write the page there, without files of its figures."),
+    ] = None
+    overwrite: Annotated[bool, switch("--overwrite", "Replace an existing --out.")] = False
+
+    def run(self) -> None:
+        config, display = begin(self, tuple(f"data.{name}" for name in FILES))
+        target = None if self.out is None else check_target(self.out, overwrite=self.overwrite, inputs=())
+
+        from bertune.report.gather import gather
+        from bertune.report.write import write_report
+
+        told, usual = config.data.model_dump(), DataConfig().model_dump()
+        moved = {name: told[name] for name in FILES if told[name] != usual[name]}
+        gathered = gather(Path(self.folder), moved=moved)
+        made = write_report(gathered, target)
+        if self.as_json:
+            print_json({"report": str(made)})
+        display.say(f"The report is in {made}.")

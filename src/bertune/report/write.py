@@ -1,0 +1,67 @@
+"""From a result folder to its page and the files of its figures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bertune.errors import listed, printable
+from bertune.evaluate.card import file_name
+from bertune.files import write_atomic
+from bertune.report.figures import draw_all
+from bertune.report.gather import Gathered, gather
+from bertune.report.page import findings_page, run_page
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+    from bertune.config import Config
+    from bertune.training.checkup import Checkup
+
+log = logging.getLogger("bertune")
+
+
+def page_of(out: Path) -> Path:
+    """Where the page of a result lies."""
+    return out / "run" / "report.html"
+
+
+def write_report(
+    gathered: Gathered, target: Path | None = None, *, attributions: Mapping[int, Markup] | None = None
+) -> Path:
+    """Write the page of a result to `target`, or into its run folder with every figure as SVG and PNG in run/figures/;
+    returns where it is.
+
+    attributions: for each of `gathered.mistakes`, by its `position`, markup that shows its text with what each word
+    added to the answer; a mistake without any shows its plain text.
+    """
+    pictures = draw_all(gathered)
+    if target is None:
+        target, folder = page_of(gathered.out), gathered.out / "run" / "figures"
+        folder.mkdir(exist_ok=True)
+        for name, picture in pictures.items():
+            write_atomic(folder / f"{name}.svg", picture.svg)
+            write_atomic(folder / f"{name}.png", picture.png)
+    write_atomic(target, run_page(gathered, pictures, attributions))
+    return target
+
+
+def write_findings(found: Checkup, target: Path, names: Sequence[str]) -> None:
+    """Write the page of `bertune check` over the files `names`."""
+    write_atomic(target, findings_page(found, name=listed([file_name(name) for name in names], 3)))
+
+
+def keep_page(out: Path, config: Config, *, source: Any, say: Callable[[str], None]) -> None:
+    """The page of a training that has just ended, where it is wanted and not there yet. Nothing that goes wrong with it
+    costs the result."""
+    if not config.report.page or page_of(out).exists():
+        return
+    try:
+        say(f"The report is in {write_report(gather(out, source=source))}.")
+    except Exception as error:  # noqa: BLE001  (the model is trained, and a picture of it is no reason to fail)
+        log.warning(
+            "The report could not be made (%s: %s). The result is whole; bertune report %s tries again.",
+            type(error).__name__, printable(str(error)), out,
+        )  # fmt: skip

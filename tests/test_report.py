@@ -324,11 +324,22 @@ def test_training_leaves_the_page_with_the_curves(trained: Path) -> None:
 
 def test_bertune_report_makes_the_same_page_again_or_elsewhere(trained: Path, tmp_path: Path) -> None:
     page = trained / "run/report.html"
+    by_training = page.read_text(encoding="utf-8")
+    page.unlink()
+    done = call("report", trained, "--quiet")
+    assert (done.code, done.err) == (0, "")
     before = page.read_bytes()
     page.unlink()
-    done = call("report", trained)
-    assert (done.code, done.err) == (0, f"The report is in {page}.\n")
+    assert call("report", trained).err.endswith(f"The report is in {page}.\n")
     assert page.read_bytes() == before
+    # A training explains a few of its errors quickly; the command explains all, with rows that are alike.
+    told = [text.count('<div class="explanation"') for text in (by_training, before.decode())]
+    assert 0 < told[0] <= told[1]
+    assert "nearest training rows" in before.decode()
+    assert "<th>nearest training rows</th>" not in by_training
+    plain = call("report", trained, "--explain", "0", "--out", tmp_path / "plain.html")
+    assert plain.code == 0 and '<div class="explanation"' not in (tmp_path / "plain.html").read_text(encoding="utf-8")
+    assert "--explain -1: a number of errors" in call("report", trained, "--explain", "-1").err
 
     other = tmp_path / "page.html"
     assert call("report", trained, "--out", other, "--json").json == {"report": str(other)}

@@ -11,6 +11,7 @@ from bertune.commands.models import SAME, SEED, begin
 from bertune.commands.options import Configured, switch, with_flags
 from bertune.commands.output import check_target, print_json
 from bertune.config import DataConfig
+from bertune.errors import ConfigError
 
 FILES = ("files", "valid", "test")  # of the section data: where the texts are by now
 
@@ -33,19 +34,27 @@ class Report(Configured):
         str | None,
         typer.Option(metavar="FILE.html", help="Write the page there, without files of its figures."),
     ] = None
+    explain: Annotated[
+        int, typer.Option(metavar="N", help="Of how many of the costliest errors the words are explained; 0 for none.")
+    ] = 20
     overwrite: Annotated[bool, switch("--overwrite", "Replace an existing --out.")] = False
 
     def run(self) -> None:
         config, display = begin(self, tuple(f"data.{name}" for name in FILES))
         target = None if self.out is None else check_target(self.out, overwrite=self.overwrite, inputs=())
 
+        if self.explain < 0:
+            raise ConfigError(f"--explain {self.explain}: a number of errors; 0 explains none.")
+        from bertune.report.explained import explained
         from bertune.report.gather import gather
         from bertune.report.write import write_report
 
         told, usual = config.data.model_dump(), DataConfig().model_dump()
         moved = {name: told[name] for name in FILES if told[name] != usual[name]}
         gathered = gather(Path(self.folder), moved=moved)
-        made = write_report(gathered, target)
+        files = moved.get("files") or None
+        pieces, remark = explained(gathered, limit=self.explain, quick=False, data=files, work=display.work)
+        made = write_report(gathered, target, attributions=pieces, remark=remark)
         if self.as_json:
             print_json({"report": str(made)})
         display.say(f"The report is in {made}.")

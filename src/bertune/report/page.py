@@ -18,6 +18,7 @@ from bertune import __version__
 from bertune.evaluate.baseline import TITLES
 from bertune.evaluate.curves import spoken
 from bertune.evaluate.tables import result_columns, result_table, shown, verdict
+from bertune.explain.markup import STYLE
 from bertune.report.figures import MOST, confused, confusion
 from bertune.report.gather import Gathered
 from bertune.report.ink import Picture
@@ -36,9 +37,11 @@ _FOLDER = files("bertune.report") / "templates"
 
 
 def run_page(
-    gathered: Gathered, pictures: Mapping[str, Picture], attributions: Mapping[int, Markup] | None = None
+    gathered: Gathered, pictures: Mapping[str, Picture], attributions: Mapping[int, Markup] | None = None,
+    remark: str = "",
 ) -> str:
-    """The page of a run. attributions: for a mistake, by its `position`, markup that is shown in place of its text."""
+    """The page of a run. attributions: for a mistake, by its `position`, markup that is shown in place of its text;
+    remark: a sentence about them."""
     answers, metrics, split = gathered.answers, gathered.metrics, gathered.split
     found = None if answers is None else sweep(answers)
     table = metrics[split].get("per_label", []) if split is not None else []
@@ -54,7 +57,7 @@ def run_page(
         labels=table[:TABLE], more_labels=max(0, len(table) - TABLE), matrix=matrix,
         confused=[] if answers is None else confused(answers), sweep=found,
         sweep_json=Markup(script_json(found)) if found else None, begin=beginning(found) if found else None,
-        attributions=attributions or {}, text_limit=TEXT, machine=gathered.machine,
+        attributions=attributions or {}, remark=remark, text_limit=TEXT, machine=gathered.machine,
         command=f"bertune train --config {shlex.quote(gathered.name)}/run/config.yaml --out "
                 f"{shlex.quote(gathered.name + '-again')}",
     )  # fmt: skip
@@ -108,7 +111,7 @@ def _render(template: str, *, script: str, **values: Any) -> str:
     }  # fmt: skip
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(
-        style=Markup(_read("page.css")), script=Markup(script), version=__version__, shown_rows=ROWS,
+        style=Markup(_read("page.css") + STYLE), script=Markup(script), version=__version__, shown_rows=ROWS,
         # Nothing is fetched, and no script runs but this one.
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; "
                "form-action 'none'", **values,

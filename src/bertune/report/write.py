@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bertune.errors import listed, printable
 from bertune.evaluate.card import file_name
 from bertune.files import write_atomic
+from bertune.report.explained import QUICK, explained
 from bertune.report.figures import draw_all
 from bertune.report.gather import Gathered, gather
 from bertune.report.page import findings_page, run_page
@@ -29,13 +30,14 @@ def page_of(out: Path) -> Path:
 
 
 def write_report(
-    gathered: Gathered, target: Path | None = None, *, attributions: Mapping[int, Markup] | None = None
+    gathered: Gathered, target: Path | None = None, *, attributions: Mapping[int, Markup] | None = None,
+    remark: str = "",
 ) -> Path:
     """Write the page of a result to `target`, or into its run folder with every figure as SVG and PNG in run/figures/;
     returns where it is.
 
     attributions: for each of `gathered.mistakes`, by its `position`, markup that shows its text with what each word
-    added to the answer; a mistake without any shows its plain text.
+    added to the answer; a mistake without any shows its plain text. remark: a sentence about them.
     """
     pictures = draw_all(gathered)
     if target is None:
@@ -44,7 +46,7 @@ def write_report(
         for name, picture in pictures.items():
             write_atomic(folder / f"{name}.svg", picture.svg)
             write_atomic(folder / f"{name}.png", picture.png)
-    write_atomic(target, run_page(gathered, pictures, attributions))
+    write_atomic(target, run_page(gathered, pictures, attributions, remark))
     return target
 
 
@@ -59,7 +61,9 @@ def keep_page(out: Path, config: Config, *, source: Any, say: Callable[[str], No
     if not config.report.page or page_of(out).exists():
         return
     try:
-        say(f"The report is in {write_report(gather(out, source=source))}.")
+        gathered = gather(out, source=source)
+        pieces, remark = explained(gathered, limit=QUICK, quick=True)
+        say(f"The report is in {write_report(gathered, attributions=pieces, remark=remark)}.")
     except Exception as error:  # noqa: BLE001  (the model is trained, and a picture of it is no reason to fail)
         log.warning(
             "The report could not be made (%s: %s). The result is whole; bertune report %s tries again.",

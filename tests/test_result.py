@@ -97,8 +97,8 @@ def test_the_folder_holds_what_it_should_and_no_pickle(made: Made) -> None:
 
     assert names == {
         "README.md", "bertune.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-        "vocab.txt", "run/.bertune-run", "run/check.json", "run/config.yaml", "run/curves.png", "run/data.json",
-        "run/history.jsonl", "run/machine.yaml", "run/metrics.json", "run/predictions-test.parquet",
+        "vocab.txt", "run/.bertune-run", "run/card.json", "run/check.json", "run/config.yaml", "run/curves.png",
+        "run/data.json", "run/history.jsonl", "run/machine.yaml", "run/metrics.json", "run/predictions-test.parquet",
         "run/predictions-valid.parquet", "run/splits.csv",
     }  # fmt: skip
     assert (out / "run/curves.png").read_bytes().startswith(b"\x89PNG")

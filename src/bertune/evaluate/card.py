@@ -59,8 +59,9 @@ class CardInfo:
     remarks: Sequence[str] = field(default_factory=tuple)  # more sentences for the limits: rows cut, rows left out
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as in run/card.json."""
+        """Plain values, as in run/card.json: without any path of this machine."""
         plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        plain["files"] = [file_name(file) for file in self.files]
         return plain | {"task": self.task.to_dict(), "rule": self.rule.model_dump(mode="json")}
 
     @classmethod

@@ -128,8 +128,10 @@ def cluster(rows: int, groups: Sequence[object] | None) -> tuple[Array | None, i
     """The group of each row as a number [rows] (None: every row is its own), and how many groups there are."""
     if groups is None:
         return None, rows
-    names, member = np.unique(np.asarray(list(map(str, groups))), return_inverse=True)
-    return member, len(names)
+    # Not numpy.unique: groups may be whole texts, and an array of strings takes the longest one's room for each.
+    names = list(map(str, groups))
+    number = {name: place for place, name in enumerate(sorted(set(names)))}
+    return np.array([number[name] for name in names], dtype=np.int64), len(number)
 
 
 def folds_of(

@@ -69,7 +69,8 @@ def train_seeds(
     _keep(results[best].out, out)
     kept = metrics[best]
     if keep != "best":
-        order = sorted(range(seeds), key=lambda place: (place != best, place))
+        sign = -1 if METRICS[name].higher_is_better else 1
+        order = sorted(range(seeds), key=lambda place: sign * metrics[place]["valid"][name])  # the best comes first
         folders = [results[place].out for place in order]
         with cache_settings(config.cache.folder, config.cache.limit):
             how: dict[str, Any] = {"source": source, "metric": name, "listener": listener}

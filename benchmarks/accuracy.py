@@ -110,7 +110,8 @@ def cell(name: str, side: str, seed: int, options: argparse.Namespace) -> None:
     }
     stem = options.out / _cell_name(name, side, seed, options)
     arrays = {f"{part}_logits": logits for part, (logits, _) in parts.items()}
-    np.savez(stem.with_suffix(".npz"), **arrays, **{f"{part}_targets": targets for part, (_, targets) in parts.items()})
+    arrays |= {f"{part}_targets": targets for part, (_, targets) in parts.items()}
+    np.savez_compressed(stem.with_suffix(".npz"), **arrays)
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

@@ -73,7 +73,7 @@ def measured(name: str, data: Path, runs: Path, train_rows: int, rows: int) -> d
 
     folder = trained(name, data, runs, train_rows)
     predictor = bertune.load(folder)
-    drawn = readable(rows_from_python(predictor.task, test_rows(name, data, folder, rows)))
+    drawn = readable(rows_from_python(predictor.task, held_out_rows(name, data, folder, rows)))
     begin = time.perf_counter()
     explained = explain_rows(predictor, drawn, neighbors=0)
     seconds = time.perf_counter() - begin
@@ -109,7 +109,7 @@ def trained(name: str, data: Path, runs: Path, rows: int) -> Path:
     return folder
 
 
-def test_rows(name: str, data: Path, folder: Path, count: int) -> list[dict[str, str]]:
+def held_out_rows(name: str, data: Path, folder: Path, count: int) -> list[dict[str, str]]:
     """Some rows that were not trained on: of the test file, or of the rows that the run held out."""
     chosen = SETS[name]
     if "test" in chosen:

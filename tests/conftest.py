@@ -7,8 +7,12 @@ import os
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from bertune.ship.predict import Predictor
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -90,6 +94,30 @@ def no_pages(request: pytest.FixtureRequest) -> Iterator[None]:
         if not request.module.__name__.startswith("test_report"):
             patch.setattr("bertune.report.write.keep_page", lambda out, config, *, source, say: None)
         yield
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
+    """Folder with the tiny results that are explained (see explained_runs.py)."""
+    from explained_runs import make_runs
+
+    return make_runs(tmp_path_factory.mktemp("runs"), tiny_bert, "single", "pair", "multi", "frame")
+
+
+@pytest.fixture(scope="session")
+def single(runs: Path) -> Predictor:
+    """Of one text and one label a row."""
+    import bertune
+
+    return bertune.load(runs / "single", threads=1)
+
+
+@pytest.fixture(scope="session")
+def pair(runs: Path) -> Predictor:
+    """Of a pair of texts."""
+    import bertune
+
+    return bertune.load(runs / "pair", threads=1)
 
 
 @pytest.fixture

@@ -26,27 +26,12 @@ from bertune.explain.words import side_text, units, words_of_tokens
 from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import Encoder, Inputs, inputs_of
 from bertune.ship.predict import Predictor
-from explained_runs import alone, make_runs
+from explained_runs import alone
 from tiny_models import CASES, batch_of, loaded, logits_of, random_rows, tiny
 from tiny_runs import multi_rows, topic_rows
 
 pytest.importorskip("captum")
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def runs(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_runs(tmp_path_factory.mktemp("runs"), tiny_bert, "single", "pair", "multi")
-
-
-@pytest.fixture(scope="module")
-def single(runs: Path) -> Predictor:
-    return bertune.load(runs / "single", threads=1)
-
-
-@pytest.fixture(scope="module")
-def pair(runs: Path) -> Predictor:
-    return bertune.load(runs / "pair", threads=1)
 
 
 class TestScores:

@@ -20,27 +20,12 @@ from bertune.explain.explanation import Explanation, Neighbor, Word
 from bertune.explain.markup import fragment
 from bertune.explain.nearest import most_similar
 from bertune.ship.predict import Predictor
-from explained_runs import SETTINGS, alone, make_runs
+from explained_runs import SETTINGS, alone
 from shell import call, write_rows
 from tiny_runs import topic_rows
 
 pytest.importorskip("captum")
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def runs(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_runs(tmp_path_factory.mktemp("runs"), tiny_bert, "single", "pair", "frame")
-
-
-@pytest.fixture(scope="module")
-def single(runs: Path) -> Predictor:
-    return bertune.load(runs / "single", threads=1)
-
-
-@pytest.fixture(scope="module")
-def pair(runs: Path) -> Predictor:
-    return bertune.load(runs / "pair", threads=1)
 
 
 class TestNeighbors:

@@ -397,6 +397,12 @@ def test_without_held_out_rows_the_page_says_that_nothing_is_known(tmp_path: Pat
     assert "No rows were held out, so nothing is known about how good this model is." in text
 
 
+def test_a_page_that_cannot_be_written_is_named_as_it_was_given(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.csv", topic_rows(20))
+    done = call("check", rows, "--page", tmp_path)
+    assert done.code == 2 and f"--page {tmp_path}: is a folder; name a file in it." in done.err
+
+
 def test_check_writes_its_findings_as_a_page(tmp_path: Path, tiny_bert: Path) -> None:
     rows = topic_rows(40)
     rows += [{"text": rows[0]["text"], "label": "plants"}, {"text": rows[0]["text"], "label": ATTACK}]

@@ -63,7 +63,7 @@ class Check(Configured):
         if self.queue is not None and config.check.label_errors == "none":
             raise ConfigError("--queue: lists doubted labels; --label-errors none doubts none. Leave one of them out.")
         targets = {
-            name: check_target(out, overwrite=self.overwrite, inputs=self.files)
+            name: check_target(out, overwrite=self.overwrite, inputs=self.files, option=f"--{name}")
             for name, out in (("fix", self.fix), ("queue", self.queue), ("page", self.page)) if out is not None
         }  # fmt: skip
 

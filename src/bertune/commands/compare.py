@@ -45,7 +45,9 @@ class Compare(Configured):
         config = configured(self, Config(), keys=KEYS, say=display.say)
         if self.split not in SPLITS:
             raise ConfigError(f"--split {self.split}: expected {' or '.join(SPLITS)}.")
-        target = None if self.flips is None else check_target(self.flips, overwrite=self.overwrite, inputs=())
+        target = None
+        if self.flips is not None:
+            target = check_target(self.flips, overwrite=self.overwrite, inputs=(), option="--flips")
 
         from bertune.training.outcome import compare_runs
 

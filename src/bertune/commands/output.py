@@ -25,20 +25,25 @@ def print_table(table: Sequence[Sequence[str]]) -> None:
     sys.stdout.write(format_table(table) + "\n")
 
 
-def check_target(out: str, *, overwrite: bool, inputs: Iterable[str]) -> Path:
-    """The path of a file to write at the end of the work; ConfigError where that could not be, or would cost a file."""
+def check_target(out: str, *, overwrite: bool, inputs: Iterable[str], option: str = "--out") -> Path:
+    """The path of a file to write at the end of the work; ConfigError where that could not be, or would cost a file.
+
+    option: what named it.
+    """
     path = Path(out)
     if path.is_dir():
-        raise ConfigError(f"--out {out}: is a folder; name a file in it.")
+        raise ConfigError(f"{option} {out}: is a folder; name a file in it.")
     if not path.parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder '{path.parent}'. Make it, or choose another place.")
+        raise ConfigError(f"{option} {out}: there is no folder '{path.parent}'. Make it, or choose another place.")
     if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"--out {out}: nothing can be written in '{path.parent}'. Choose another place.")
+        raise ConfigError(f"{option} {out}: nothing can be written in '{path.parent}'. Choose another place.")
     if path.exists():
         if any(path.samefile(name) for name in _local_files(inputs)):
-            raise ConfigError(f"--out {out}: is the file that is read; choose another name.")
+            raise ConfigError(f"{option} {out}: is the file that is read; choose another name.")
         if not overwrite:
-            raise ConfigError(f"--out {out}: the file exists. Choose another name, or pass --overwrite to replace it.")
+            raise ConfigError(
+                f"{option} {out}: the file exists. Choose another name, or pass --overwrite to replace it."
+            )
     return path
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bertune.evaluate.bends import Curve, Way, fit_curve, log_odds
-from bertune.evaluate.metrics import Array, log_softmax, probabilities
+from bertune.evaluate.metrics import Array, probabilities, row_losses
 from bertune.evaluate.resample import folds_of, too_few
 from bertune.evaluate.rule import Rule
 
@@ -39,14 +39,14 @@ def fit(kind: str, logits: Array, targets: Array, *, groups: Sequence[object] | 
     best = Rule()
     if len(logits) < FEWEST_ROWS or too_few(groups):
         return best
-    chosen, lowest = None, _costs(kind, logits, targets)
+    chosen, lowest = None, row_losses(kind, logits, targets)
     ways: list[Callable[[str, Array, Array], Rule]] = [_temperatures, _with_biases]
     ways += [partial(_bent, curve) for curve, rows in CURVE_ROWS.items() if len(logits) >= rows]
     for way in ways:
         out_of_fold = np.empty(np.shape(logits), np.float64)
         for inside, outside in folds_of(len(logits), groups=groups):
             out_of_fold[outside] = way(kind, logits[inside], targets[inside]).calibrated(kind, logits[outside])
-        costs = _costs(kind, out_of_fold, targets)
+        costs = row_losses(kind, out_of_fold, targets)
         gains = lowest - costs
         if gains.mean() > gains.std() / len(gains) ** 0.5:
             chosen, lowest = way, costs
@@ -114,7 +114,7 @@ def _best(kind: str, logits: Array, targets: Array) -> float:
     exact = np.asarray(logits, np.float64)
     low, high = np.log(RANGE)
     found = minimize_scalar(
-        lambda power: _costs(kind, exact / np.exp(power), targets).mean(), bounds=(low, high), method="bounded"
+        lambda power: row_losses(kind, exact / np.exp(power), targets).mean(), bounds=(low, high), method="bounded"
     )
     return float(np.exp(found.x))
 
@@ -129,7 +129,7 @@ def _best_with_biases(kind: str, logits: Array, targets: Array) -> tuple[float, 
     def cost(point: Array) -> tuple[float, Array]:
         scaled = exact * np.exp(point[0])
         moved = scaled + point[1:]
-        value = _costs(kind, moved, targets).mean() + (point[1:] ** 2).sum() / (2 * count)
+        value = row_losses(kind, moved, targets).mean() + (point[1:] ** 2).sum() / (2 * count)
         slope = (probabilities(kind, moved) - truth) / count
         return float(value), np.append((slope * scaled).sum(), slope.sum(axis=0) + point[1:] / count)
 
@@ -137,14 +137,6 @@ def _best_with_biases(kind: str, logits: Array, targets: Array) -> tuple[float, 
     begin = np.zeros(exact.shape[1] + 1)
     found = minimize(cost, begin, jac=True, method="L-BFGS-B", bounds=[limit, *[(-20, 20)] * exact.shape[1]])
     return float(np.exp(-found.x[0])), [float(bias) for bias in found.x[1:]]
-
-
-def _costs(kind: str, logits: Array, targets: Array) -> Array:
-    """The log loss of each row, of several labels their mean."""
-    if kind == "single":
-        return -log_softmax(logits)[np.arange(len(targets)), targets]
-    exact = np.asarray(logits, np.float64)
-    return np.asarray((np.logaddexp(0, exact) - np.where(targets > 0.5, exact, 0)).mean(axis=1))
 
 
 def calibration(kind: str, logits: Array, targets: Array) -> dict[str, Any]:
@@ -166,7 +158,7 @@ def calibration(kind: str, logits: Array, targets: Array) -> dict[str, Any]:
         sure, right = shares.ravel(), truth.ravel()
     bins = reliability(sure, right)
     error = sum(row["count"] * abs(row["probability"] - row["right"]) for row in bins) / len(sure)
-    loss = float(_costs(kind, logits, targets).mean())
+    loss = float(row_losses(kind, logits, targets).mean())
     return {"log_loss": loss, "brier": brier, "ece": float(error), "reliability": bins}
 
 

@@ -101,6 +101,14 @@ def log_softmax(logits: Array) -> Array:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
+def row_losses(kind: str, logits: Array, targets: Array) -> Array:
+    """The log loss of each row, of several labels their mean, float64 [n]. targets: int [n], or 0/1 [n, L]."""
+    if kind == "single":
+        return np.asarray(-log_softmax(logits)[np.arange(len(targets)), targets])
+    exact = np.asarray(logits, np.float64)
+    return np.asarray((np.logaddexp(0, exact) - np.where(np.asarray(targets) > 0.5, exact, 0)).mean(axis=1))
+
+
 def sigmoid(logits: Array) -> Array:
     """Probability of each label by itself, float64; no overflow."""
     small = np.exp(-np.abs(logits), dtype=np.float64)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bertune.evaluate.metrics import METRICS, Array, decide, f1_of, log_softmax
+from bertune.evaluate.metrics import METRICS, Array, decide, f1_of, row_losses
 from bertune.evaluate.rule import Rule
 
 LEVEL = 0.95
@@ -41,14 +41,15 @@ class Scores:
         self.kind, self.rows, self.width = kind, len(logits), logits.shape[1]
         said = decide(kind, logits) if said is None else said
         if kind == "single":
+            targets = targets.astype(np.int64)
             labels = np.arange(self.width)
-            said, truth = said[:, None] == labels, targets.astype(np.int64)[:, None] == labels
+            said, truth = said[:, None] == labels, targets[:, None] == labels
         else:
             truth = np.asarray(targets) > 0.5
         self.said, self.truth, self.logits = said, truth, np.asarray(logits, np.float64)
         # Whatever is a mean over rows, or made of sums over rows, comes from one matrix product.
         self.right = (said == truth).all(axis=1)
-        own = [self.right, _cost(kind, self.logits, truth)]
+        own = [self.right, row_losses(kind, self.logits, targets)]
         if kind == "multi":
             own.append(f1_of((said & truth).sum(axis=1), said.sum(axis=1), truth.sum(axis=1)))
             own.append((said != truth).mean(axis=1))
@@ -202,13 +203,6 @@ def differences(
         if limits is not None:
             result[name] = {"difference": float(whole[name][0]), "low": limits[0], "high": limits[1]}
     return result
-
-
-def _cost(kind: str, logits: Array, truth: Array) -> Array:
-    """What each row adds to the log loss, float64 [n]."""
-    if kind == "single":
-        return -log_softmax(logits)[truth]
-    return np.asarray((np.logaddexp(0, logits) - np.where(truth, logits, 0)).mean(axis=1))
 
 
 def _correlation(hits: Array, calls: Array, support: Array, total: Array) -> Array:

@@ -13,7 +13,7 @@ from bertune.data.read import Table, read_table
 from bertune.data.tasks import encode_labels, rows_of
 from bertune.errors import BertuneError
 from bertune.evaluate.abstain import is_right
-from bertune.evaluate.metrics import log_softmax
+from bertune.evaluate.metrics import row_losses
 
 if TYPE_CHECKING:
     from bertune.config import Config
@@ -44,7 +44,7 @@ class Mistake:
 def costliest(answers: Answers, frame: Any, limit: int = SHOWN) -> tuple[Mistake, ...]:
     """The wrong answers with the highest loss, the worst first; frame: the predictions, with file and row."""
     labels, kind = answers.task.labels, answers.task.kind
-    losses = row_losses(answers)
+    losses = row_losses(kind, answers.rule.calibrated(kind, answers.logits), answers.targets)
     wrong = np.flatnonzero(~is_right(kind, answers.said, answers.targets))
     found = []
     for position in wrong[np.argsort(-losses[wrong], kind="stable")][:limit].tolist():
@@ -58,14 +58,6 @@ def costliest(answers: Answers, frame: Any, limit: int = SHOWN) -> tuple[Mistake
             tuple((labels[place], float(shares[place])) for place in turned), float(losses[position]),
         ))  # fmt: skip
     return tuple(found)
-
-
-def row_losses(answers: Answers) -> np.ndarray:
-    """The log loss of each row by the calibrated model, of several labels their mean; float64 [n]."""
-    logits = np.asarray(answers.rule.calibrated(answers.task.kind, answers.logits), np.float64)
-    if answers.task.kind == "single":
-        return np.asarray(-log_softmax(logits)[np.arange(len(logits)), answers.targets])
-    return np.asarray((np.logaddexp(0, logits) - np.where(answers.truth, logits, 0)).mean(axis=1))
 
 
 def with_texts(

@@ -44,7 +44,7 @@ def learning_curve(
     run/learning-curve.json and .png, and each training as a result in run/curve/. Raises what `run` raises.
     """
     out = Path(out)
-    shares = sorted(set(shares))
+    shares = sorted({float(f"{share:g}") for share in shares})  # as they are told, and as folders are named
     if len(shares) < 3:
         raise ConfigError("--shares: a curve takes at least 3 different shares, for example 0.25,0.5,1.")
     if shares[0] <= 0 or shares[-1] > 1:
@@ -57,19 +57,18 @@ def learning_curve(
     if config.data.test is None and (config.data.valid is not None or not config.data.hold_out):
         raise ConfigError("The learning curve is measured on test rows, and there are none. Pass --test.")
     seed = config.train.seed
+    # The largest first: it is what fails, if one does.
+    order = [(share, number) for share in reversed(shares) for number in range(repeats)]
     variants: dict[str, dict[str, Any]] = {
-        f"{share:g}-{number}": {
-            "data": {"share": share, "share_seed": number}, "train": {"seed": seed + number}
-        }
-        for share in reversed(shares) for number in range(repeats)  # the largest first: it is what fails, if one does
-    }  # fmt: skip
+        f"{share:g}-{number}": {"data": {"share": share, "share_seed": number}, "train": {"seed": seed + number}}
+        for share, number in order
+    }
     results = run_each(
         variants, config, out=out, folder="curve", title="Share", source=source, resume=resume, overwrite=overwrite,
         listener=listener or Silent(),
     )
     by_share = {
-        share: [result for name, result in zip(variants, results, strict=True) if name.startswith(f"{share:g}-")]
-        for share in shares
+        share: [result for (of, _), result in zip(order, results, strict=True) if of == share] for share in shares
     }
     curve = growth(by_share)
     write_json(out / "run" / "learning-curve.json", curve)

@@ -116,20 +116,22 @@ def test_a_curve_of_real_trainings_through_the_command_line(table: Path, tmp_pat
     assert len({frozenset(rows) for name, rows in trained.items() if name.startswith("test")}) == 1
     assert found["twice"]["rows"] == 416
     assert found["twice"]["low"] <= found["twice"]["high"] <= 1
-    assert found["twice"]["gain"]["low"] >= 0
+    gain = found["twice"]["value"] - found["twice"]["now"]
+    assert found["twice"]["gain"]["difference"] == pytest.approx(gain, abs=1e-9)
     assert bertune.load(tmp_path / "curve/run/curve/1-0").predict(["a cat"])
 
     again = curve(tmp_path, tiny_bert, "--shares", "0.2,0.5,1", "--resume")
     assert again.code == 0 and "416, foretold" in again.out
-    assert "twice as many would bring about" in again.out
+    assert "The power law through all points says" in again.out
 
 
 def test_words_say_when_more_rows_are_not_sure_to_help() -> None:
     last = {"rows": 100, "value": 0.8, "low": 0.78, "high": 0.82}
-    twice: dict[str, Any] = {"value": 0.81, "low": 0.78, "high": 0.85}
+    twice: dict[str, Any] = {"value": 0.81, "now": 0.79, "low": 0.78, "high": 0.85}
     told = {"metric": "accuracy", "points": [last]}
     sure = in_words({**told, "twice": {**twice, "gain": {"difference": 0.02, "low": 0.01, "high": 0.03}}})
     unsure = in_words({**told, "twice": {**twice, "gain": {"difference": 0.01, "low": 0.0, "high": 0.03}}})
+    assert "says 0.7900 for as many, and for twice as many 0.8100 (0.7800 to 0.8500): a gain" in sure
     assert sure.endswith("a gain of 0.0200 (0.0100 to 0.0300).")
     assert unsure.endswith("Whether more rows like these would help is not sure.")
 

@@ -80,9 +80,9 @@ def growth(results: dict[float, list[Result]]) -> dict[str, Any]:
     """The curve through the results of each share, and the end of it that nobody has seen.
 
     {"metric", "repeats", "points": [{"share", "rows", "value", "values", "low", "high", "baselines"}],
-    "fit": {"floor", "factor", "power"}, "twice": {"rows", "value", "low", "high", "gain": {"difference", "low",
+    "fit": {"floor", "factor", "power"}, "twice": {"rows", "value", "low", "high", "now", "gain": {"difference", "low",
     "high"}}}. Intervals are of 95 %, over the rows of the test split and, with two repeats or more, over the luck of
-    rows and seed; `gain` is against what the fit says of the largest share.
+    rows and seed; `now` is what the fit says of the largest share, and `gain` is against that.
     """
     first = next(iter(results.values()))[0]
     name = first.metrics["metric"]
@@ -116,10 +116,11 @@ def growth(results: dict[float, list[Result]]) -> dict[str, Any]:
     value, low_high = float(error(at(whole, twice))[0]), percentiles(error(at(each, twice)))
     gains = at(each, last) - at(each, twice)  # of the error: a fall, whichever way the metric goes
     gain, gain_limits = float((at(whole, last) - at(whole, twice))[0]), percentiles(gains)
+    now = float(error(at(whole, last))[0])
     assert low_high is not None and gain_limits is not None
     curve["fit"] = dict(zip(("floor", "factor", "power"), whole[0].tolist(), strict=True))
     curve["twice"] = {
-        "rows": int(twice), "value": value, "low": low_high[0], "high": low_high[1],
+        "rows": int(twice), "value": value, "now": now, "low": low_high[0], "high": low_high[1],
         "gain": {"difference": gain, "low": gain_limits[0], "high": gain_limits[1]},
     }
     return curve
@@ -153,8 +154,8 @@ def in_words(curve: dict[str, Any]) -> str:
     gain = twice["gain"]
     told = (
         f"With {last['rows']:,} training rows {curve['metric']} on test is {last['value']:.4f} ({last['low']:.4f} to "
-        f"{last['high']:.4f}); twice as many would bring about {twice['value']:.4f} ({twice['low']:.4f} to "
-        f"{twice['high']:.4f}), "
+        f"{last['high']:.4f}). The power law through all points says {twice['now']:.4f} for as many, and for twice as many "
+        f"{twice['value']:.4f} ({twice['low']:.4f} to {twice['high']:.4f}): "
     )
     better = f"a gain of {gain['difference']:.4f} ({gain['low']:.4f} to {gain['high']:.4f})."
     if gain["low"] < 0.1 * max(gain["difference"], 1e-4):

@@ -154,8 +154,8 @@ def in_words(curve: dict[str, Any]) -> str:
     gain = twice["gain"]
     told = (
         f"With {last['rows']:,} training rows {curve['metric']} on test is {last['value']:.4f} ({last['low']:.4f} to "
-        f"{last['high']:.4f}). The power law through all points says {twice['now']:.4f} for as many, and for twice as many "
-        f"{twice['value']:.4f} ({twice['low']:.4f} to {twice['high']:.4f}): "
+        f"{last['high']:.4f}). The power law through all points says {twice['now']:.4f} for as many, and for twice as "
+        f"many {twice['value']:.4f} ({twice['low']:.4f} to {twice['high']:.4f}): "
     )
     better = f"a gain of {gain['difference']:.4f} ({gain['low']:.4f} to {gain['high']:.4f})."
     if gain["low"] < 0.1 * max(gain["difference"], 1e-4):

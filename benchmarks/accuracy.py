@@ -8,7 +8,9 @@ Each cell (data set, side, seed) is a JSON file under --out and is made once, in
 and run again. Sides: `ours` (the defaults), `recipe` (recipes/<set>-mini.yaml, where there is one), `trainer`
 (transformers in bf16 with ours' epochs, batch, learning rate and choice of the best epoch), `tfidf`, and any --variant
 NAME=FILE.yaml. --epochs trains `ours`, `recipe`, `trainer` and variants for that many; their cells are named so
-(`ours-1ep`). Differences are paired: the same rows, and seed by seed; their intervals resample rows and seeds.
+(`ours-1ep`). --share trains every side on that share of the training rows, the same ones for each side and seed; its
+cells belong into a folder of their own. Differences are paired: the same rows, and seed by seed; their intervals
+resample rows and seeds.
 """
 
 from __future__ import annotations
@@ -76,6 +78,8 @@ def _run_cell(name: str, side: str, seed: int, options: argparse.Namespace) -> N
         command += ["--model", options.model]
     if options.epochs:
         command += ["--epochs", options.epochs]
+    if options.share:
+        command += ["--share", options.share]
     environment = {**os.environ, **KEEP_MEMORY} if side == "trainer" else None
     log = path.with_suffix(".log")
     with log.open("w", encoding="utf-8") as stream:
@@ -107,6 +111,7 @@ def cell(name: str, side: str, seed: int, options: argparse.Namespace) -> None:
     record = {
         "set": name, "side": _shown(side, options), "seed": seed, "kind": kind, "labels": labels,
         "seconds": time.perf_counter() - begin, "settings": settings, "metrics": metrics, "machine": machine(),
+        **({"share": options.share} if options.share else {}),
     }
     stem = options.out / _cell_name(name, side, seed, options)
     arrays = {f"{part}_logits": logits for part, (logits, _) in parts.items()}
@@ -218,6 +223,8 @@ def _config(name: str, side: str, options: argparse.Namespace) -> Config:
             "goemotions": {"header": "no", "columns": ["text", "label", "id"], "text": ["text"], "label": ["label"],
                            "label_names": str(folder / "labels.txt"), "label_sep": ","},
         }[name]
+    if options.share:
+        data["share"] = options.share
     given: dict[str, Any] = {"data": data, "report": {"baselines": False}}
     if options.model:
         given["model"] = {"name": str(options.model)}
@@ -346,6 +353,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--variant", action="append", default=[], metavar="NAME=FILE", help="one more configuration")
     parser.add_argument("--epochs", type=int, help="train that many, in place of each side's own number")
+    parser.add_argument("--share", type=float, help="train on that share of the training rows")
     parser.add_argument("--model", type=Path, help="another encoder than the default")
     parser.add_argument("--table", action="store_true", help="train nothing, only print")
     parser.add_argument("--cell", nargs=3, metavar=("SET", "SIDE", "SEED"), help=argparse.SUPPRESS)

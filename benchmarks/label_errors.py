@@ -7,8 +7,10 @@
 A share of the training labels is changed (one label a row: to another one; several: one of them flipped), the labels
 are doubted by models over the frozen encoder, and the doubts compared with what was changed. The other side is
 cleanlab, on the same probabilities: pip install cleanlab (AGPL, which is why bertune does not depend on it). Each cell
-(data set, share, seed) is a JSON file and is made once. --repair applies the plan as `check --fix` writes it, unseen by
-any person, trains with the defaults, and measures test rows whose labels nobody touched.
+(data set, share, seed) is a JSON file and is made once. --repair trains with the defaults for EPOCHS epochs, and
+measures test rows whose labels nobody touched: on the labels as they were (clean), with errors (spoilt), with the plan
+applied as `check --fix` writes it, unseen by any person (repaired), and after a person has looked at every row that it
+doubts, and knew (reviewed). The logits of a cell are kept beside it.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ sys.path.insert(0, str(ROOT / "src"))
 SHARES = (0.05, 0.10)
 ROWS = {"sst2": 8000, "papers": 4000}  # of the training rows, drawn with the seed
 LENGTH = 128
+EPOCHS = 3  # of the trainings after repair
+SIDES = ("clean", "spoilt", "repaired", "reviewed")
 METRIC = {"sst2": "accuracy", "papers": "micro_f1"}
 QUEUE = ("precision", "recall", "top", "average_precision", "sure", "sure_right")
 
@@ -40,13 +44,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--sets", type=lambda text: text.split(","), default=list(ROWS))
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--shares", type=lambda text: [float(part) for part in text.split(",")], default=SHARES)
     parser.add_argument("--repair", action="store_true", help="also train on clean, spoilt and repaired labels")
     parser.add_argument("--table", action="store_true", help="make nothing, only print")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for name in () if options.table else options.sets:
         for seed in options.seeds:
-            for share in SHARES:
+            for share in options.shares:
                 _cell(options.out / f"{name}-{round(100 * share)}-{seed}.json", name, share, seed, options)
     print(table(options.out))
 
@@ -58,10 +63,9 @@ def _cell(path: Path, name: str, share: float, seed: int, options: argparse.Name
         record |= {"set": name, "share": share, "seed": seed, "machine": machine()}
         record["queue"] = queue(name, share, seed, options.data)
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    if options.repair and "repair" not in record:
+    if options.repair and not path.with_suffix(".npz").is_file():
         print(f"{path.stem}, repair", file=sys.stderr, flush=True)
-        record["repair"] = repair(name, share, seed, options.data)
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        np.savez_compressed(path.with_suffix(".npz"), **repair(name, share, seed, options))
 
 
 def queue(name: str, share: float, seed: int, data: Path) -> dict[str, Any]:
@@ -139,16 +143,19 @@ def _figures(rows: np.ndarray, quality: np.ndarray, wrong: np.ndarray) -> dict[s
     }  # fmt: skip
 
 
-def repair(name: str, share: float, seed: int, data: Path) -> dict[str, Any]:
-    """The metric on the test rows after training on the labels as they were, spoilt, and repaired."""
+def repair(name: str, share: float, seed: int, options: argparse.Namespace) -> dict[str, np.ndarray]:
+    """Logits of the test rows, [n, labels], after training on labels of each of SIDES, and `targets`, theirs."""
     import polars as pl
 
     import bertune
 
-    _, prepared = _drawn(name, seed, data)
+    _, prepared = _drawn(name, seed, options.data)
     task, train = prepared.task, prepared.train
-    truth, given, _ = _spoilt(train.targets, task.kind, task.num_labels, share, seed)
-    result: dict[str, Any] = {}
+    truth, given, wrong = _spoilt(train.targets, task.kind, task.num_labels, share, seed)
+    found: dict[str, np.ndarray] = {}
+    known = _trained_on_clean(options.out, name, seed)
+    if known is not None:
+        found["clean"] = known
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
 
@@ -159,26 +166,39 @@ def repair(name: str, share: float, seed: int, data: Path) -> dict[str, Any]:
             table.frame.select(task.text).with_columns(pl.Series("labels here", cells)).write_csv(path)
             return path
 
-        test = write("test", prepared.splits["test"].table, prepared.splits["test"].targets)
+        test = prepared.splits["test"]
+        found["targets"] = test.targets
         settings = {
             "model.max_length": LENGTH, "data.task": task.kind, "data.labels": list(task.labels),
-            "check.enabled": False, "train.seed": seed, "report.baselines": False,
+            "train.epochs": EPOCHS, "check.enabled": False, "train.seed": seed, "report.baselines": False,
             **({"data.label_sep": "|"} if task.kind == "multi" else {}),
         }  # fmt: skip
-        common = {"text": list(task.text), "label": "labels here", "valid": 0.1, "test": test}
-        plan = place / "plan.yaml"
+        common = {"text": list(task.text), "label": "labels here", "valid": 0.1}
+        common["test"] = write("test", test.table, test.targets)
         spoilt = write("spoilt", train.table, given)
-        bertune.check(spoilt, settings=settings, **common).plan().write(plan)
-        sides = {
-            "clean": (write("clean", train.table, truth), {}), "spoilt": (spoilt, {}),
-            "repaired": (spoilt, {"data.plan": str(plan)}),
-        }  # fmt: skip
-        for side, (path, more) in sides.items():
-            found = bertune.train(path, out=place / side, settings={**settings, **more}, **common)
-            metric = METRIC[name]
-            test_split = found.metrics["test"]
-            result[side] = {metric: test_split[metric], "interval": found.metrics["intervals"]["test"][metric]}
-    return result
+        plan = bertune.check(spoilt, settings=settings, **common).plan()
+        plan.write(place / "repaired.yaml")
+        for entry in plan.rows:
+            if entry.why.startswith("label_error"):
+                entry.action = "relabel" if wrong[entry.row - 1] else "keep"
+                entry.label = sorted(_names(truth[entry.row - 1], task))
+        plan.write(place / "reviewed.yaml")
+        for side in (side for side in SIDES if side not in found):
+            path = write("clean", train.table, truth) if side == "clean" else spoilt
+            more = {} if side in ("clean", "spoilt") else {"data.plan": str(place / f"{side}.yaml")}
+            out = place / side
+            bertune.train(path, out=out, settings={**settings, **more}, **common)
+            frame = pl.read_parquet(out / "run" / "predictions-test.parquet")
+            found[side] = frame.select([f"logit:{label}" for label in task.labels]).to_numpy().astype(np.float32)
+    return found
+
+
+def _trained_on_clean(out: Path, name: str, seed: int) -> np.ndarray | None:
+    """What another share of this set and seed has made: before errors are put in, they are the same."""
+    for path in sorted(out.glob(f"{name}-*-{seed}.npz")):
+        with np.load(path) as cell:
+            return np.asarray(cell["clean"])
+    return None
 
 
 def _drawn(name: str, seed: int, data: Path) -> Any:
@@ -189,7 +209,7 @@ def _drawn(name: str, seed: int, data: Path) -> Any:
     folder = data / name
     given: dict[str, Any] = {"files": [str(folder / "papers.csv")], "text": ["TITLE", "ABSTRACT"]}
     if name == "sst2":
-        given = {"files": [str(folder / "train.tsv")], "test": str(folder / "dev.tsv"), "text": ["sentence"],
+        given = {"files": [str(folder / "train.tsv")], "test": str(folder / "test.tsv"), "text": ["sentence"],
                  "label": ["label"]}  # fmt: skip
     config = Config().updated({"data": given})
     prepared = read_splits(None, config.data, lambda line: None)
@@ -225,8 +245,6 @@ def table(out: Path) -> str:
     cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*.json"))]
     header = "| labels changed | side | seeds | doubted | precision | recall | precision at top | average precision |"
     lines = [header, "|---" * 8 + "|"]
-    header = "| labels changed | seeds | metric | clean | spoilt | repaired by the plan, unseen |"
-    repaired = ["", header, "|---" * 6 + "|"]
     for name, share in sorted({(cell["set"], cell["share"]) for cell in cells}, key=str):
         here = [cell for cell in cells if (cell["set"], cell["share"]) == (name, share)]
         title = f"{name}, {100 * share:.0f} %"
@@ -236,15 +254,36 @@ def table(out: Path) -> str:
                 figures = [np.mean([each[key] for each in found]) for key in ("doubted", *QUEUE[:4])]
                 shown = " | ".join([f"{figures[0]:,.0f}", *(f"{figure:.3f}" for figure in figures[1:])])
                 lines.append(f"| {title} | {side} | {len(found)} | {shown} |")
-        done = [cell["repair"] for cell in here if "repair" in cell]
-        if done:
-            metric = METRIC[name]
-            shown = " | ".join(f"{np.mean([run[side][metric] for run in done]):.4f}" for side in done[0])
-            repaired.append(f"| {title} | {len(done)} | {metric} | {shown} |")
     sure = [(cell["queue"]["ours"]["sure"], cell["queue"]["ours"]["sure_right"]) for cell in cells]
     told = sum(right for _, right in sure) / max(1, sum(count for count, _ in sure))
     lines += ["", f"Of the labels that the plan would change by itself, {100 * told:.0f} % become what they were."]
-    return "\n".join(lines + (repaired if len(repaired) > 3 else []))
+    return "\n".join([*lines, *_repaired(out)])
+
+
+def _repaired(out: Path) -> list[str]:
+    """The metric on test after each of SIDES, and its paired differences to `spoilt`, over seeds."""
+    from accuracy import interval
+    from bertune.evaluate.resample import Scores
+
+    cells: dict[tuple[str, int], list[Path]] = {}
+    for path in sorted(out.glob("*.npz")):
+        name, share, _ = path.stem.split("-")
+        cells.setdefault((name, int(share)), []).append(path)
+    header = f"| labels changed | seeds | metric | {' | '.join(SIDES)} | repaired - spoilt | reviewed - spoilt |"
+    lines = ["", header, "|---" * (len(SIDES) + 5) + "|"] if cells else []
+    for (name, share), paths in sorted(cells.items()):
+        metric, scores = METRIC[name], {side: [] for side in SIDES}
+        for path in paths:
+            with np.load(path) as cell:
+                kind = "single" if cell["targets"].ndim == 1 else "multi"
+                for side in SIDES:
+                    scores[side].append(Scores(kind, cell[side], cell["targets"]))
+        shown = [np.mean([each(np.ones((1, each.rows)))[metric] for each in scores[side]]) for side in SIDES]
+        gaps = [interval(metric, scores[side], scores["spoilt"]) for side in ("repaired", "reviewed")]
+        told = [f"{value:.4f}" for value in shown]
+        told += [f"{gap:+.4f} ({low:+.4f} to {high:+.4f})" for gap, low, high in gaps]
+        lines.append(f"| {name}, {share} % | {len(paths)} | {metric} | {' | '.join(told)} |")
+    return lines
 
 
 if __name__ == "__main__":

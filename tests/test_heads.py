@@ -60,7 +60,7 @@ def test_the_linear_head_is_one_linear_layer_over_the_pooled_states() -> None:
     head = Head(_encoder(), HeadConfig(kind="linear", pooling="mean", num_labels=3, dropout=0.1))
     assert [name for name, _ in head.named_parameters()] == ["classifier.weight", "classifier.bias"]
     expected = pool(STATES, INPUTS, "mean") @ head.classifier.weight.T + head.classifier.bias
-    assert torch.allclose(head(STATES, INPUTS), expected)
+    assert torch.allclose(head.classify(head.pool([STATES], INPUTS)), expected)
 
 
 def test_the_mlp_head_is_that_of_the_published_system() -> None:
@@ -74,7 +74,7 @@ def test_the_mlp_head_is_that_of_the_published_system() -> None:
         "1.weight": state["dense.weight"], "1.bias": state["dense.bias"],
         "4.weight": state["classifier.weight"], "4.bias": state["classifier.bias"],
     })  # fmt: skip
-    assert torch.allclose(head(STATES, INPUTS), plain(STATES[[0, 3, 4]]))
+    assert torch.allclose(head.classify(head.pool([STATES], INPUTS)), plain(STATES[[0, 3, 4]]))
 
 
 def test_dropout_stands_before_each_linear_layer_of_the_mlp() -> None:
@@ -87,7 +87,7 @@ def test_dropout_stands_before_each_linear_layer_of_the_mlp() -> None:
             seen.append(tuple(values.shape))
             return values
 
-    head(STATES, INPUTS, noise=Recorder(CPU))
+    head.classify(head.pool([STATES], INPUTS), noise=Recorder(CPU))
     assert seen == [(3, 2), (3, 8)]
 
 
@@ -133,7 +133,8 @@ def test_dropout_stands_where_transformers_has_it(case: str, tmp_path: Path) -> 
     with torch.no_grad():
         expected = theirs(torch.tensor(rows)).logits
         states = ours.encoder(ours.inputs(batch))
-        assert torch.allclose(ours.head(states, ours.inputs(batch), noise=Halving(CPU)), expected, atol=1e-5)
+        pooled = ours.head.pool([states], ours.inputs(batch))
+        assert torch.allclose(ours.head.classify(pooled, noise=Halving(CPU)), expected, atol=1e-5)
 
 
 def test_logits_are_fp32_and_one_a_label(tmp_path: Path) -> None:

@@ -103,14 +103,18 @@ def padded(rows: list[list[int]], types: list[list[int]] | None = None, *, pad: 
     return arguments
 
 
-def own_head(folder: Path, *, labels: int = 3, pooling: str = "auto", head: str = "auto") -> HeadConfig:
+def own_head(
+    folder: Path, *, labels: int = 3, pooling: str = "auto", head: str = "auto", **more: Any
+) -> HeadConfig:
     config = read_config(folder)
-    return decide_head(config, pooling=pooling, head=head, num_labels=labels, head_hidden=7, head_dropout=None)
+    return decide_head(
+        config, pooling=pooling, head=head, num_labels=labels, head_hidden=7, head_dropout=None, **more
+    )
 
 
 def loaded(folder: Path, *, keep_head: bool = False, pooling: str = "auto", head: str = "auto", labels: int = 3,
-           seed: int = 0) -> tuple[ClassifierModel, LoadReport]:  # fmt: skip
-    chosen = own_head(folder, labels=labels, pooling=pooling, head=head)
+           seed: int = 0, **more: Any) -> tuple[ClassifierModel, LoadReport]:  # fmt: skip
+    chosen = own_head(folder, labels=labels, pooling=pooling, head=head, **more)
     return load_model(folder, head=chosen, keep_head=keep_head, seed=seed)
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from bertune.data.longtext import LongText
 from bertune.data.tasks import Task
 from bertune.errors import ConfigError, ModelError, listed
 from bertune.evaluate.rule import Rule
@@ -42,6 +43,9 @@ class HeadSpec(BaseModel):
     pooling: str
     dropout: float
     hidden: int
+    layers: tuple[int, ...] = ()
+    combine: str = "mean"
+    join: str | None = None
 
 
 class BaseModelInfo(BaseModel):
@@ -71,6 +75,7 @@ class Bundle(BaseModel):
     activation: Literal["softmax", "sigmoid"]
     max_length: int = Field(ge=1)
     truncation: str
+    long_text: LongText = LongText()
     encoder: str  # architecture
     head: HeadSpec
     base_model: BaseModelInfo
@@ -103,6 +108,11 @@ class Bundle(BaseModel):
             if len(member.temperatures) not in heats or not {len(member.biases), len(member.curves)} <= {0, count}:
                 raise ValueError(f"the decision rule of a member is not one for {count} labels")
         return self
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How texts become tokens: arguments of `Tokenizer.encode`."""
+        return {"max_length": self.max_length, "truncation": self.truncation, "long_text": self.long_text}
 
     def member(self, number: int) -> str:
         """The folder of a model of an ensemble, within the bundle."""

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 DEFAULTS = Config().updated({"check": {"label_errors": "frozen"}})
 KEYS = (
     *(f"data.{name}" for name in SECTIONS["data"].model_fields if name != "files"), *READING,
-    "model.name", "model.revision", "model.max_length", "model.truncation", "check.label_errors", "check.folds",
+    "model.name", "model.revision", "model.max_length", "model.truncation", "model.long_text", "model.long_text_pair",
+    "model.chunk_overlap", "model.max_chunks", "check.label_errors", "check.folds",
     *MACHINE,
 )  # fmt: skip
 TUNED = tuple(f"{section}.{name}" for section in ("model", "train") for name in SECTIONS[section].model_fields)

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class Batch:
     """Some rows, ready for an encoder.
 
-    ids, types, positions: int64 [tokens]; cu: int64 [rows + 1], cumulative lengths from 0; rows: int64 [rows], the
-    row of the encoded data that each sequence came from (a last sequence that came from none is not named: `rounded`).
+    ids, types, positions: int64 [tokens], positions within the sequence; cu: int64 [sequences + 1], cumulative lengths
+    from 0; rows: int64 [rows], which rows of the encoded data these are; parts: int64 [rows], sequences of each row,
+    None where that is one. (A last sequence may fill up, and is of no row: `rounded`.)
     """
 
     ids: np.ndarray
@@ -29,9 +30,28 @@ class Batch:
     positions: np.ndarray
     cu: np.ndarray
     rows: np.ndarray
+    parts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of the rows."""
+        return len(self.rows) if self.parts is None else int(self.parts.sum())
+
+    @property
+    def row_starts(self) -> np.ndarray:
+        """The first token of each row, and the end of the last row; int64 [rows + 1]."""
+        if self.parts is None:
+            return self.cu[: len(self.rows) + 1]
+        return self.cu[np.concatenate(([0], np.cumsum(self.parts)))]
+
+    @property
+    def within_row(self) -> np.ndarray:
+        """The number of each token among those of its row, int64 [tokens of the rows]."""
+        starts = self.row_starts
+        return np.arange(starts[-1]) - np.repeat(starts[:-1], np.diff(starts))
 
     @property
     def tokens(self) -> int:
@@ -46,17 +66,20 @@ def make_batch(encoded: Encoded, rows: np.ndarray) -> Batch:
     """The given rows of `encoded`, in the given order."""
     rows = np.asarray(rows, dtype=np.int64)
     starts = encoded.offsets[rows]
-    lengths = encoded.offsets[rows + 1] - starts
-    cu = np.zeros(len(rows) + 1, dtype=np.int64)
+    row_lengths = encoded.offsets[rows + 1] - starts
+    lengths = encoded.sequence_lengths(rows)
+    cu = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=cu[1:])
-    positions = np.arange(cu[-1], dtype=np.int64) - np.repeat(cu[:-1], lengths)
-    where = np.repeat(starts, lengths) + positions
+    place = np.arange(cu[-1], dtype=np.int64)
+    positions = place - np.repeat(cu[:-1], lengths)
+    where = np.repeat(starts - (np.cumsum(row_lengths) - row_lengths), row_lengths) + place
     return Batch(
         ids=np.asarray(encoded.ids[where], dtype=np.int64),
         types=np.asarray(encoded.types[where], dtype=np.int64),
         positions=positions,
         cu=cu,
         rows=rows,
+        parts=None if encoded.parts is None else np.asarray(encoded.parts[rows]),
     )
 
 
@@ -72,6 +95,7 @@ def rounded(batch: Batch, *, multiple: int, pad_id: int) -> Batch:
         positions=np.concatenate((batch.positions, nothing)),
         cu=np.append(batch.cu, batch.tokens + missing),
         rows=batch.rows,
+        parts=batch.parts,
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bertune.data.longtext import LongText, chunks_of, head_of
 from bertune.errors import ConfigError
 
 TRUNCATIONS = ("longest-first", "only-second", "head")
@@ -96,12 +97,16 @@ class Truncation:
 class Encoded:
     """n rows of token ids, one after another without padding; row i is `ids[offsets[i]:offsets[i + 1]]`.
 
+    A row is one sequence, or several where a long text is read in chunks.
+
     ids           int32 [total]    token ids, special tokens included
     types         uint8 [total]    segments
     offsets       int64 [n + 1]
     full_lengths  int32 [n]        tokens before cutting, special tokens included
     unknown       how many of `ids` are the unknown token
-    special       special tokens of each row (separators that join columns count as text)
+    special       special tokens of each sequence (separators that join columns count as text)
+    parts         int64 [n]        sequences of each row; None: one each
+    part_lengths  int64 [sequences]
     """
 
     ids: np.ndarray
@@ -111,6 +116,8 @@ class Encoded:
     unknown: int = 0
     special: int = 0
     max_length: int | None = None
+    parts: np.ndarray | None = None
+    part_lengths: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -120,17 +127,26 @@ class Encoded:
         """Tokens of each row after cutting, int64 [n]."""
         return np.diff(self.offsets)
 
+    def sequence_lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens of each sequence of `rows`, in their order; int64."""
+        if self.parts is None or self.part_lengths is None:
+            return self.offsets[rows + 1] - self.offsets[rows]
+        starts = offsets_of(self.parts)[:-1]
+        return np.asarray(self.part_lengths[spans(starts[rows], self.parts[rows])])
+
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 over ids, segments and lengths."""
         digest = hashlib.sha256()
-        for array in (self.ids, self.types, self.offsets):
-            digest.update(np.ascontiguousarray(array).data)
+        for array in (self.ids, self.types, self.offsets, self.part_lengths):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     def truncation(self) -> Truncation:
         """How many rows and what share of the text tokens were cut; unknown tokens as a share of those kept."""
         lost = np.asarray(self.full_lengths, dtype=np.int64) - self.lengths
-        kept = int(self.offsets[-1]) - len(self) * self.special
+        sequences = len(self) if self.part_lengths is None else len(self.part_lengths)
+        kept = int(self.offsets[-1]) - sequences * self.special
         cut = int(lost.sum())
         return Truncation(
             rows=len(self),
@@ -145,6 +161,7 @@ def concatenate(parts: Sequence[Encoded]) -> Encoded:
     """Rows of one or more `Encoded` of the same tokenizer and options, in order."""
     if len(parts) == 1:
         return parts[0]
+    chunked = [(part.parts, part.part_lengths) for part in parts if part.parts is not None]
     return Encoded(
         ids=np.concatenate([part.ids for part in parts]),
         types=np.concatenate([part.types for part in parts]),
@@ -153,6 +170,8 @@ def concatenate(parts: Sequence[Encoded]) -> Encoded:
         unknown=sum(part.unknown for part in parts),
         special=parts[0].special,
         max_length=parts[0].max_length,
+        parts=np.concatenate([counts for counts, _ in chunked]) if chunked else None,
+        part_lengths=np.concatenate([lengths for _, lengths in chunked]) if chunked else None,
     )
 
 
@@ -190,10 +209,12 @@ def assemble(
     max_length: int | None,
     truncation: str,
     unk_id: int,
+    long_text: LongText = LongText(),
 ) -> Encoded:
-    """Rows from the columns of one side, or of two (`second` empty: one side), cut to `max_length` tokens.
+    """Rows from the columns of one side, or of two (`second` empty: one side), in sequences of `max_length` tokens.
 
-    unk_id: the unknown token, whose share is told; -1 where the vocabulary has none.
+    truncation: which side a too long row loses (`kept_lengths`); long_text: what of a side remains. unk_id: the unknown
+    token, whose share is told; -1 where the vocabulary has none.
     """
     special = template.num_special
     if max_length is not None and max_length <= special:
@@ -201,28 +222,42 @@ def assemble(
             f"max length {max_length} has no room for text beside the {special} special tokens of a row; "
             f"set at least {special + 1}."
         )
-    side_one = _joined(first, template.first_type, separator)
-    side_two = _joined(second, template.second_type, separator)
+    sides = [_joined(first, template.first_type, separator), _joined(second, template.second_type, separator)]
     count = len(first[0].lengths)
-    full_one, full_two = _total(side_one, count), _total(side_two, count)
+    full = [_total(side, count) for side in sides]
     budget = None if max_length is None else max_length - special
-    keep_one, keep_two = kept_lengths(full_one, full_two, budget=budget, truncation=truncation)
+    parts, lost = None, np.zeros(count, dtype=np.int64)
+    if long_text.chunked is None or budget is None:
+        kept = kept_lengths(*full, budget=budget, truncation=truncation)
+        ways = ("head", "head") if budget is None else (long_text.first, long_text.second)
+        texts = [_shortened(*each) for each in zip(sides, full, kept, ways, strict=True)]
+    else:
+        texts, parts, lost = _chunked(sides, full, budget, long_text)
+    sequences = count if parts is None else int(parts.sum())
     pieces = [
-        *_constants(template.prefix, count),
-        *_cut(side_one, keep_one),
-        *_constants(template.between, count),
-        *_cut(side_two, keep_two),
-        *_constants(template.suffix, count),
+        *_constants(template.prefix, sequences),
+        *texts[0],
+        *_constants(template.between, sequences),
+        *texts[1],
+        *_constants(template.suffix, sequences),
     ]
     ids, types, offsets = _scatter(pieces)
+    part_lengths = None
+    whole = full[0] + full[1] + special
+    if parts is not None:
+        part_lengths = np.diff(offsets)
+        offsets = offsets[offsets_of(parts)]
+        whole = np.diff(offsets) + lost
     return Encoded(
         ids=ids,
         types=types,
         offsets=offsets,
-        full_lengths=(full_one + full_two + special).astype(np.int32),
+        full_lengths=whole.astype(np.int32),
         unknown=int(np.count_nonzero(ids == unk_id)) if unk_id >= 0 else 0,
         special=special,
         max_length=max_length,
+        parts=parts,
+        part_lengths=part_lengths,
     )
 
 
@@ -271,14 +306,53 @@ def _total(pieces: list[_Piece], count: int) -> np.ndarray:
     return np.sum([piece.lengths for piece in pieces], axis=0) if pieces else np.zeros(count, dtype=np.int64)
 
 
-def _cut(pieces: list[_Piece], keep: np.ndarray) -> list[_Piece]:
-    """The pieces of a side with only the first `keep` tokens of it."""
-    shorter = []
+def _shortened(pieces: list[_Piece], full: np.ndarray, kept: np.ndarray, way: str) -> list[_Piece]:
+    """The pieces of a side of `full` tokens with `kept` of them: of its beginning, its end or both."""
+    if way == "head":
+        return _window(pieces, np.zeros_like(kept), kept)
+    begin = head_of(way, kept)
+    return [*_window(pieces, np.zeros_like(kept), begin), *_window(pieces, full - (kept - begin), full)]
+
+
+def _window(pieces: list[_Piece], begin: np.ndarray, end: np.ndarray) -> list[_Piece]:
+    """The pieces of a side with only its tokens begin ... end - 1."""
+    found = []
     for piece in pieces:
-        lengths = np.minimum(piece.lengths, keep)
-        keep = keep - lengths
-        shorter.append(_Piece(piece.values, piece.starts, lengths, piece.type))
-    return shorter
+        first = np.clip(begin, 0, piece.lengths)
+        last = np.clip(end, 0, piece.lengths)
+        found.append(_Piece(piece.values, piece.starts + first, np.maximum(last - first, 0), piece.type))
+        begin, end = begin - piece.lengths, end - piece.lengths
+    return found
+
+
+def _chunked(
+    sides: list[list[_Piece]], full: list[np.ndarray], budget: int, long_text: LongText
+) -> tuple[list[list[_Piece]], np.ndarray, np.ndarray]:
+    """Pieces of both sides, a sequence for each chunk; sequences of each row; tokens that each row loses.
+
+    Beside chunks the other side of a pair keeps at most half of the room.
+    """
+    side = long_text.chunked
+    assert side is not None
+    other = 1 - side
+    kept = np.minimum(full[other], budget // 2)
+    room = budget - kept
+    if long_text.overlap > 0 and long_text.overlap >= int(room.min(initial=budget)):
+        raise ConfigError(
+            f"chunks that overlap by {long_text.overlap} tokens: beside special tokens, and the other side of a pair, "
+            f"a sequence has room for {int(room.min())}. Overlap less, or raise the max length."
+        )
+    chunks = chunks_of(full[side], room, overlap=long_text.overlap, most=long_text.most)
+    texts: list[list[_Piece]] = [[], []]
+    texts[side] = _window(_repeated(sides[side], chunks.owner), chunks.begin, chunks.end)
+    way = (long_text.first, long_text.second)[other]
+    texts[other] = _repeated(_shortened(sides[other], full[other], kept, way), chunks.owner)
+    return texts, chunks.counts, full[side] - chunks.covered + full[other] - kept
+
+
+def _repeated(pieces: list[_Piece], owner: np.ndarray) -> list[_Piece]:
+    """The pieces of a side, of row `owner[i]` in sequence i."""
+    return [_Piece(piece.values, piece.starts[owner], piece.lengths[owner], piece.type) for piece in pieces]
 
 
 def _scatter(pieces: list[_Piece]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,11 +12,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bertune.data.cache import read_entry, write_entry
+from bertune.data.longtext import LongText
 from bertune.data.ragged import Column, Encoded, assemble, concatenate
 from bertune.data.vocab import Subwords
 from bertune.data.words import WordList
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoded", "Tokenizer", "encode_cached"]
 
-_FORMAT = 2  # of cached entries; raised whenever the same input would give other arrays or values
+_FORMAT = 3  # of cached entries; raised whenever the same input would give other arrays or values
 _LOOKED_FOR = "tokenizer.json, vocab.txt, vocab.json with merges.txt, or the word list vocab.json"
 
 
@@ -85,12 +86,14 @@ class Tokenizer:
         """The written form of each id."""
         return self._vocabulary.tokens(ids)
 
-    def encode(self, rows: Rows, *, max_length: int | None, truncation: str) -> Encoded:
+    def encode(
+        self, rows: Rows, *, max_length: int | None, truncation: str, long_text: LongText = LongText()
+    ) -> Encoded:
         """Ids of all rows; columns of a side are joined by the separator token, empty ones after the first skipped.
 
         `max_length` counts special tokens, which are always kept (None: nothing is cut); `truncation` is one of
-        longest-first, only-second, head (see `ragged.kept_lengths`). Never fails on a text: lone surrogates are read as
-        U+FFFD.
+        longest-first, only-second, head (see `ragged.kept_lengths`), and `long_text` says what remains of a side that
+        is cut. Never fails on a text: lone surrogates are read as U+FFFD.
         """
         vocabulary = self._vocabulary
         template = vocabulary.single if rows.second is None else vocabulary.pair
@@ -108,11 +111,14 @@ class Tokenizer:
                     max_length=max_length,
                     truncation=truncation,
                     unk_id=vocabulary.unk_id,
+                    long_text=long_text,
                 )
             )
         return concatenate(parts)
 
-    def places(self, rows: Rows, *, max_length: int | None, truncation: str) -> np.ndarray:
+    def places(
+        self, rows: Rows, *, max_length: int | None, truncation: str, long_text: LongText = LongText()
+    ) -> np.ndarray:
         """What each token of `encode(rows, ...)` was made of: int32 [tokens, 4] of side (0 or 1), column of the side,
         and begin and end in characters; of special tokens and separators -1, -1, 0, 0."""
         vocabulary = self._vocabulary
@@ -128,32 +134,37 @@ class Tokenizer:
                 sides[side].append(Column(numbers, np.array([len(row) for row in spans], dtype=np.int64)))
         template = vocabulary.single if rows.second is None else vocabulary.pair
         cut = assemble(
-            template.nameless(), *sides, separator=-1, max_length=max_length, truncation=truncation, unk_id=-1
-        )
+            template.nameless(), *sides, separator=-1, max_length=max_length, truncation=truncation, unk_id=-1,
+            long_text=long_text,
+        )  # fmt: skip
         return np.array([*found, (-1, -1, 0, 0)], dtype=np.int32)[cut.ids]
 
 
 def encode_cached(
-    tokenizer: Tokenizer, rows: Rows, *, max_length: int | None, truncation: str, cache: Path | None
+    tokenizer: Tokenizer, rows: Rows, *, max_length: int | None, truncation: str, cache: Path | None,
+    long_text: LongText = LongText(),
 ) -> Encoded:
     """`tokenizer.encode`, kept under `cache` (usually `cache_root()`; None: not kept) by content and options.
 
     Arrays that come from the cache are memory-mapped and read-only. A damaged entry is made again; where nothing can be
     written the result stays in memory. Both are said through the logger "bertune".
     """
+    how: dict[str, Any] = {"max_length": max_length, "truncation": truncation, "long_text": long_text}
     if cache is None or len(rows) == 0:
-        return tokenizer.encode(rows, max_length=max_length, truncation=truncation)
-    key = _key(tokenizer, rows, max_length, truncation)
+        return tokenizer.encode(rows, **how)
+    key = _key(tokenizer, rows, [max_length, truncation, *astuple(long_text)])
     found = _open(cache, key)
     if found is not None:
         return found
-    encoded = tokenizer.encode(rows, max_length=max_length, truncation=truncation)
+    encoded = tokenizer.encode(rows, **how)
     arrays = {
         "ids": encoded.ids,
         "types": encoded.types,
         "offsets": encoded.offsets,
         "full_lengths": encoded.full_lengths,
     }
+    if encoded.parts is not None and encoded.part_lengths is not None:
+        arrays |= {"parts": encoded.parts, "part_lengths": encoded.part_lengths}
     values = {
         "unknown": encoded.unknown,
         "special": encoded.special,
@@ -176,13 +187,15 @@ def _open(cache: Path, key: str) -> Encoded | None:
         unknown=values["unknown"],
         special=values["special"],
         max_length=values["max_length"],
+        parts=arrays.get("parts"),
+        part_lengths=arrays.get("part_lengths"),
     )
 
 
-def _key(tokenizer: Tokenizer, rows: Rows, max_length: int | None, truncation: str) -> str:
+def _key(tokenizer: Tokenizer, rows: Rows, how: list[object]) -> str:
     """SHA-256 over the texts, column by column with their lengths, and all that decides how they become ids."""
     columns = [*rows.first, *(rows.second or ())]
-    shape = [_FORMAT, tokenizer.fingerprint, len(rows), len(rows.first), len(columns), max_length, truncation]
+    shape = [_FORMAT, tokenizer.fingerprint, len(rows), len(rows.first), len(columns), *how]
     digest = hashlib.sha256(json.dumps(shape).encode("utf-8"))
     for texts in columns:
         for begin in range(0, len(texts), 4096):

@@ -6,10 +6,11 @@ import html
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from bertune.data.longtext import LongText
 from bertune.data.tasks import Task
 from bertune.errors import printable
 from bertune.evaluate.rule import Rule
@@ -21,11 +22,6 @@ _LICENCES = {
     "gpl-3.0", "openrail", "afl-3.0",
 }  # fmt: skip
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_CUTS = {
-    "longest-first": "the longer side loses its end",
-    "only-second": "the second side loses its end",
-    "head": "only the beginning is read",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,18 +52,24 @@ class CardInfo:
     base_note: str | None = None
     base_languages: str | None = None
     rule: Rule = field(default_factory=Rule)
+    long_text: LongText = field(default_factory=LongText)
     remarks: Sequence[str] = field(default_factory=tuple)  # more sentences for the limits: rows cut, rows left out
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in run/card.json: without any path of this machine."""
         plain = {each.name: getattr(self, each.name) for each in fields(self)}
         plain["files"] = [file_name(file) for file in self.files]
-        return plain | {"task": self.task.to_dict(), "rule": self.rule.model_dump(mode="json")}
+        return plain | {
+            "task": self.task.to_dict(), "rule": self.rule.model_dump(mode="json"), "long_text": asdict(self.long_text)
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CardInfo:
         """What `to_dict` gave."""
-        made = {"task": Task.from_dict(values["task"]), "rule": Rule.model_validate(values["rule"])}
+        made: dict[str, Any] = {
+            "task": Task.from_dict(values["task"]), "rule": Rule.model_validate(values["rule"]),
+            "long_text": LongText(**values.get("long_text", {})),
+        }  # fmt: skip
         return cls(**{**values, **made})
 
 
@@ -232,8 +234,7 @@ def _cuts(info: CardInfo) -> str:
 
 
 def _limits(info: CardInfo) -> Iterable[str]:
-    cut = _CUTS.get(info.truncation if info.task.is_pair else "head", escaped(info.truncation))
-    yield f"It reads at most {info.max_length} tokens, special ones included. Of a longer input {cut}."
+    yield info.long_text.sentence(info.max_length, info.truncation, pair=info.task.is_pair)
     if info.base_languages:
         yield f"Languages of the base model: {escaped(info.base_languages)}."
     if info.base_note:

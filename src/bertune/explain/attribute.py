@@ -8,7 +8,7 @@ padding in place of every token but the special ones; captum integrates, by Gaus
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -86,8 +86,7 @@ class _Line:
             self.end = owner.encoder.embeddings(one, None)[: self.length]
             ids = one.ids.clone()
             ids[: self.length][torch.from_numpy(of_text).to(ids.device)] = owner.pad_id
-            blank = Inputs(ids, one.types, one.positions, one.first, one.lengths, one.plan, one.rows, one.tokens)
-            self.begin = owner.encoder.embeddings(blank, None)[: self.length]
+            self.begin = owner.encoder.embeddings(replace(one, ids=ids), None)[: self.length]
             both = self.logits(torch.stack((self.end, self.begin)))
         self.values = both.double().cpu().numpy()  # [2, labels], of the row and of its baseline
 

@@ -123,8 +123,7 @@ def predicted_labels(given: Any) -> list[str]:
 
 def places_of(predictor: Predictor, rows: Rows) -> np.ndarray:
     """`Tokenizer.places` as the model reads rows."""
-    bundle = predictor.bundle
-    return predictor.tokenizer.places(rows, max_length=bundle.max_length, truncation=bundle.truncation)
+    return predictor.tokenizer.places(rows, **predictor.bundle.reading)
 
 
 def tokens_cut(encoded: Encoded, row: int) -> int:

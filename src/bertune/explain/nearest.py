@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +32,6 @@ from bertune.errors import DataError, InputError, listed
 from bertune.explain.explanation import Neighbor
 from bertune.explain.words import side_texts
 from bertune.model.classifier import ClassifierModel
-from bertune.model.encoder import Encoder
-from bertune.model.heads import pool
 from bertune.paths import cache_root
 from bertune.ship.predict import Predictor, readable_task
 
@@ -79,10 +77,7 @@ def training_rows(predictor: Predictor, data: Any = None) -> TrainingRows | str:
     table = table.take(_places(table, run / "splits.csv", folder))
     task = predictor.task
     rows = rows_of(readable_task(task, table.columns, predictor.tokenizer), table, allow_empty=True)
-    bundle = predictor.bundle
-    encoded = encode_cached(
-        predictor.tokenizer, rows, max_length=bundle.max_length, truncation=bundle.truncation, cache=cache_root()
-    )
+    encoded = encode_cached(predictor.tokenizer, rows, **predictor.bundle.reading, cache=cache_root())
     known = json.loads((run / "data.json").read_text(encoding="utf-8")).get("train")
     if known is not None and known != encoded.fingerprint():  # results of old versions have none
         raise DataError(_wrong(table, folder, "the texts of its training rows are others there"))
@@ -136,7 +131,7 @@ class Memory:
     @classmethod
     def of(cls, trained: TrainingRows, model: ClassifierModel, bundle: Bundle, *, budget: int, work: Work) -> Memory:
         """States from the cache, or computed now and put there."""
-        parts = [_FORMAT, sorted(bundle.files.items()), model.head.config.pooling, trained.encoded.fingerprint()]
+        parts = [_FORMAT, sorted(bundle.files.items()), astuple(model.head.config), trained.encoded.fingerprint()]
         key = hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()
         found = read_entry(cache_root(), "states", key)
         if found is not None:
@@ -167,18 +162,11 @@ def unit_states(
     model: ClassifierModel, encoded: Encoded, *, budget: int, advance: Callable[[int], None] = lambda done: None
 ) -> NDArray[np.float32]:
     """What the head reads of each row, float32 [rows, hidden], scaled to length 1."""
-    assert isinstance(model.encoder, Encoder)
-    pooling = model.head.config.pooling
-    states = np.empty((len(encoded), model.encoder.config.hidden), dtype=np.float32)
+    states = np.empty((len(encoded), model.head.config.width(model.encoder.config)), dtype=np.float32)
     done = 0
     with torch.inference_mode():
         for batch in evaluation_batches(encoded, budget=budget):
-            inputs = model.inputs(batch)
-            if pooling == "cls":
-                found = model.encoder(inputs, first_only=True).float()
-            else:
-                found = pool(model.encoder(inputs), inputs, pooling)
-            states[batch.rows] = found[: inputs.rows].cpu().numpy()
+            states[batch.rows] = model.pooled(model.inputs(batch)).cpu().numpy()
             done += len(batch)
             advance(done)
     return states / np.maximum(np.linalg.norm(states, axis=1, keepdims=True), 1e-12)

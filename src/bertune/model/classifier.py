@@ -45,13 +45,31 @@ class ClassifierModel(nn.Module):
 
     def forward(
         self, inputs: Inputs, *, noise: Noise | None = None, words: Tensor | None = None,
-        hidden: Tensor | None = None, start: int = 0,
+        hidden: Tensor | None = None, start: int = 0, quiet: int = 0,
     ) -> Tensor:
         """Logits [rows, labels] in fp32; `noise` switches dropout on; see `Encoder.forward` for the rest."""
+        pooled = self.pooled(inputs, noise=noise, words=words, hidden=hidden, start=start, quiet=quiet)
+        return self.head.classify(pooled, noise=noise)
+
+    def pooled(
+        self, inputs: Inputs, *, noise: Noise | None = None, words: Tensor | None = None,
+        hidden: Tensor | None = None, start: int = 0, quiet: int = 0,
+    ) -> Tensor:
+        """What the linear layers of the head read of each row, fp32 [rows, width]."""
         if hidden is not None and len(hidden) < len(inputs.ids):
             hidden = F.pad(hidden, (0, 0, 0, len(inputs.ids) - len(hidden)))
-        if self.head.config.pooling == "cls" and isinstance(self.encoder, Encoder):
-            first = self.encoder(inputs, noise=noise, words=words, hidden=hidden, start=start, first_only=True)
-            return self.head.classify(first.float(), noise=noise)[: inputs.rows]
-        states = self.encoder(inputs, noise=noise, words=words, hidden=hidden, start=start)
-        return self.head(states, inputs, noise=noise)[: inputs.rows]
+        encoder, head = self.encoder, self.head.config
+        first = head.pooling == "cls"
+        if not isinstance(encoder, Encoder):
+            states = encoder(inputs, noise=None if quiet else noise, words=words, hidden=hidden, start=start)
+            return self.head.pool([states], inputs)
+        if head.layers:
+            assert start == 0, "states of lower layers are not kept where several layers are read"
+            several = encoder.after(
+                head.layers, inputs, noise=noise, words=words, hidden=hidden, first_only=first, quiet=quiet
+            )
+            return self.head.pool(several, inputs, first_only=first)
+        states = encoder(
+            inputs, noise=noise, words=words, hidden=hidden, start=start, first_only=first, quiet=quiet
+        )
+        return self.head.pool([states], inputs, first_only=first)

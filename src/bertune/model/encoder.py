@@ -102,8 +102,9 @@ def padding_share(config: EncoderConfig, *, tokens: int, pairs: int, wasted: int
 class Inputs:
     """A batch on its device.
 
-    ids, types, positions: int64 [tokens]; first: int64 [sequences], where each begins; rows, tokens: how many of the
-    sequences and of their tokens are of the data, and not there to fill up (see `data.batch.rounded`).
+    ids, types, positions: int64 [tokens]; first, lengths: int64 [sequences], where each begins and its tokens; rows,
+    sequences, tokens: how many are of the data, and not there to fill up (see `data.batch.rounded`); parts: int64
+    [rows], sequences of each row, None where that is one.
     """
 
     ids: Tensor
@@ -113,7 +114,9 @@ class Inputs:
     lengths: Tensor
     plan: Plan
     rows: int
+    sequences: int
     tokens: int
+    parts: Tensor | None = None
 
 
 def inputs_of(batch: Batch, *, device: torch.device, dtype: torch.dtype) -> Inputs:
@@ -121,8 +124,11 @@ def inputs_of(batch: Batch, *, device: torch.device, dtype: torch.dtype) -> Inpu
     arrays = (batch.ids, batch.types, batch.positions, batch.cu[:-1], batch.lengths)
     ids, types, positions, first, lengths = (to_device(array, device) for array in arrays)
     plan = plan_attention(batch.cu, device=device, dtype=dtype)
-    rows = len(batch)
-    return Inputs(ids, types, positions, first, lengths, plan, rows, int(batch.cu[rows]))
+    parts = None if batch.parts is None else to_device(batch.parts, device)
+    sequences = batch.sequences
+    return Inputs(
+        ids, types, positions, first, lengths, plan, len(batch), sequences, int(batch.cu[sequences]), parts
+    )
 
 
 class Norm(nn.Module):
@@ -335,29 +341,53 @@ class Encoder(nn.Module):
 
     def forward(
         self, inputs: Inputs, *, noise: Noise | None = None, words: Tensor | None = None, hidden: Tensor | None = None,
-        start: int = 0, stop: int | None = None, first_only: bool = False,
+        start: int = 0, stop: int | None = None, first_only: bool = False, quiet: int = 0,
     ) -> Tensor:
         """Hidden states [tokens, hidden] after layer `stop` (exclusive; None: the last, with the final norm).
 
-        first_only: just those of the first token of each row, [rows, hidden]; post-norm encoders then save five sixths
-        of the last layer.
+        first_only: just those of the first token of each sequence, [sequences, hidden]; post-norm encoders then save
+        five sixths of the last layer.
 
-        noise: source of dropout; None means none. hidden: states to start from at layer `start`, instead of ids
-        (what frozen lower layers once computed).
+        noise: source of dropout; None means none. quiet: dropout begins at this layer (below it, layers are frozen).
+        hidden: states to start from at layer `start`, instead of ids (what frozen lower layers once computed).
         """
         if hidden is None:
-            hidden = self.embeddings(inputs, noise, words)
+            hidden = self.embeddings(inputs, None if quiet else noise, words)
         hidden = hidden.to(self.compute_dtype)
         ropes = self._ropes(inputs)
         layers = cast(list[Layer], list(self.layers))[start:stop]
         short = first_only and not self.config.pre_norm and bool(layers)
-        for layer in layers[: len(layers) - short]:
-            hidden = layer(hidden, inputs, ropes.get(layer.window), noise)
+        for number, layer in enumerate(layers[: len(layers) - short], start):
+            hidden = layer(hidden, inputs, ropes.get(layer.window), None if number < quiet else noise)
         if short:
+            noise = None if start + len(layers) - 1 < quiet else noise
             return layers[-1].of_first(hidden, inputs, noise)
         if self.final_norm is not None and stop is None:
             hidden = self.final_norm(hidden)
         return hidden.index_select(0, inputs.first) if first_only else hidden
+
+    def after(
+        self, layers: tuple[int, ...], inputs: Inputs, *, noise: Noise | None = None, words: Tensor | None = None,
+        hidden: Tensor | None = None, first_only: bool = False, quiet: int = 0,
+    ) -> list[Tensor]:
+        """States after each of `layers`, counted from 0 and ascending; those of pre-norm encoders with the final norm.
+
+        Layers above the last of them are not computed. hidden: embeddings to start from, instead of ids.
+        """
+        found, start = [], 0
+        for number in layers:
+            last = number == layers[-1]
+            states = self(
+                inputs, noise=noise, words=words, hidden=hidden, start=start, stop=number + 1, quiet=quiet,
+                first_only=first_only and last and not self.config.pre_norm,
+            )  # fmt: skip
+            hidden, start = states, number + 1
+            if self.final_norm is not None:
+                states = self.final_norm(states)
+            if first_only and len(states) == len(inputs.ids):
+                states = states.index_select(0, inputs.first)
+            found.append(states)
+        return found
 
     def _ropes(self, inputs: Inputs) -> dict[int, tuple[Tensor, Tensor]]:
         config = self.config

@@ -108,6 +108,8 @@ def saved_head(raw: dict[str, Any], config: EncoderConfig) -> HeadConfig | None:
             return HeadConfig(
                 kind=spec["kind"], pooling=spec["pooling"], num_labels=count,
                 dropout=float(spec["dropout"]), hidden=int(spec["hidden"]),
+                layers=tuple(map(int, spec.get("layers", ()))), combine=spec.get("combine", "mean"),
+                join=spec.get("join"),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError):
             raise ModelError(f"{CONFIG}: '{HEAD_KEY}' is not a head as bertune writes it: {spec!r}.") from None

@@ -111,8 +111,10 @@ def with_dropout(config: EncoderConfig, rate: float) -> EncoderConfig:
 
 
 def _same(saved: HeadConfig, head: HeadConfig) -> bool:
-    width = saved.hidden == head.hidden or head.kind != "mlp"
-    return width and (saved.kind, saved.pooling, saved.num_labels) == (head.kind, head.pooling, head.num_labels)
+    """Whether the weights of one are those of the other."""
+    hidden = head.hidden if head.kind == "mlp" else saved.hidden
+    join = saved.join if "attention" not in (saved.join, head.join) else head.join
+    return replace(saved, dropout=head.dropout) == replace(head, hidden=hidden, join=join)
 
 
 def _build(config: EncoderConfig, head: HeadConfig, seed: int, module: AdapterEncoder | None = None) -> ClassifierModel:
@@ -199,7 +201,7 @@ def _stacked(pieces: list[Tensor], shape: torch.Size, sources: list[str], proble
 
 def opens_in_transformers(arch: str, head: HeadConfig) -> bool:
     """Whether transformers' AutoModelForSequenceClassification computes what we do from a saved folder."""
-    return head.kind == "own" and arch not in ("d2l", "adapter")
+    return head.kind == "own" and head.join is None and arch not in ("d2l", "adapter")
 
 
 def hub_state(model: ClassifierModel) -> dict[str, Tensor]:
@@ -238,7 +240,11 @@ def hub_config(
         "problem_type": problem_type,
         "id2label": {str(number): label for number, label in enumerate(labels)},
         "label2id": {label: number for number, label in enumerate(labels)},
-        HEAD_KEY: {"kind": head.kind, "pooling": head.pooling, "hidden": head.hidden, "dropout": head.dropout},
+        HEAD_KEY: {
+            "kind": head.kind, "pooling": head.pooling, "hidden": head.hidden, "dropout": head.dropout,
+            **({"layers": list(head.layers), "combine": head.combine} if head.layers else {}),
+            **({"join": head.join} if head.join else {}),
+        },
     }
     return result | _rates(config, head, source)
 

@@ -125,7 +125,8 @@ def hub_names(arch: str, head: HeadConfig, name: str) -> tuple[str, ...]:
         return (rest.removeprefix("module."),)
     part, _, leaf = rest.rpartition(".")
     if side == "head":
-        return (f"{TABLES[arch].head[part] if head.kind == 'own' else OWN_HEAD + part}.{leaf}",)
+        known = TABLES[arch].head if head.kind == "own" else {}
+        return (f"{known.get(part, OWN_HEAD + part)}.{leaf}",)
     table = TABLES[arch]
     if part.startswith("embeddings."):
         hub = table.embeddings[part.removeprefix("embeddings.")]

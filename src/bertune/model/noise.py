@@ -25,7 +25,7 @@ class Noise:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.generator = torch.Generator(device=device)
-        self.tokens = self.first = torch.empty(0, 2, dtype=torch.int32)
+        self.tokens = self.first = self.rows = torch.empty(0, 2, dtype=torch.int32)
         self._site = 0
 
     def seek(self, seed: int, step: int, batch: Batch) -> None:
@@ -40,9 +40,10 @@ class Noise:
             torch.manual_seed(own)
             return
         with np.errstate(over="ignore"):
-            tokens = _spread(np.repeat(rows, batch.lengths) + batch.positions.astype(np.uint64))
+            tokens = _spread(np.repeat(rows, np.diff(batch.row_starts)) + batch.within_row.astype(np.uint64))
         self.tokens = torch.from_numpy(tokens.view(np.int32).reshape(-1, 2))
         self.first = self.tokens[torch.from_numpy(batch.cu[:-1])]
+        self.rows = self.tokens[torch.from_numpy(batch.row_starts[:-1])]
         self._site = 0
 
     def site(self) -> int:
@@ -51,11 +52,11 @@ class Noise:
         return self._site
 
     def keys(self, lines: int) -> Tensor:
-        """int32 [lines, 2]: the keys of all tokens of the batch, or of the first token of each row."""
-        return self.tokens if lines == len(self.tokens) else self.first
+        """int32 [lines, 2]: the keys of all tokens of the batch, or of the first token of each sequence or row."""
+        return next(keys for keys in (self.tokens, self.first, self.rows) if len(keys) == lines)
 
     def dropout(self, values: Tensor, rate: float) -> Tensor:
-        """`values` [tokens or rows, width] with a share of `rate` set to 0 and the rest scaled up."""
+        """`values` [tokens, sequences or rows, width] with a share of `rate` set to 0 and the rest scaled up."""
         if rate == 0:
             return values
         if self.device.type != "cpu":

@@ -93,6 +93,12 @@ class Gathered:
     def task(self) -> Task:
         return self.bundle.task
 
+    @property
+    def reading(self) -> str:
+        """What is read of long texts, in a sentence."""
+        bundle = self.bundle
+        return bundle.long_text.sentence(bundle.max_length, bundle.truncation, pair=self.task.is_pair)
+
 
 def gather(out: str | Path, *, source: Any = None, moved: Mapping[str, Any] | None = None) -> Gathered:
     """Read the result in `out`. For the texts of its mistakes: `source`, the data of the run where it was in memory, or

@@ -188,7 +188,7 @@ class Predictor:
 
     def encode(self, rows: Rows) -> Encoded:
         """Tokens of rows, cut as in training."""
-        return self.tokenizer.encode(rows, max_length=self.bundle.max_length, truncation=self.bundle.truncation)
+        return self.tokenizer.encode(rows, **self.bundle.reading)
 
     def logits_of_table(self, table: Table, task: Task) -> np.ndarray:
         """Logits of a table whose text columns `task` names; missing texts count as empty, so no row is lost."""

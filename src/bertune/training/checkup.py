@@ -22,7 +22,8 @@ from bertune.model.load import read_config
 from bertune.model.source import open_source
 from bertune.paths import cache_settings
 from bertune.training.listen import Listener, Silent
-from bertune.training.opening import check_fit, settle_length
+from bertune.training.longest import with_way
+from bertune.training.opening import check_fit, settle_length, settle_long_text
 from bertune.training.prepare import Prepared, read_splits, tokenize
 
 UNCHECKED = {"enabled": False, "strict": False, "label_errors": "none"}  # options of a run over data that was checked
@@ -71,10 +72,12 @@ def check(config: Config, *, source: Any = None, listener: Listener | None = Non
         tokenizer, encoder = Tokenizer.load(folder), read_config(folder)
         check_fit(tokenizer, encoder, folder)
         prepared = read_splits(source, config.data, heard.say)
+        if "auto" in (config.model.long_text, config.model.long_text_pair):
+            config = with_way(config, "head")  # what would be tried is not known before training
         max_length = settle_length(config, encoder, prepared.task, tokenizer)
         tokenize(
             prepared, tokenizer, max_length=max_length, truncation=config.model.truncation, say=heard.say,
-            allow_empty=True,
+            long_text=settle_long_text(config, prepared.task, tokenizer, max_length), allow_empty=True,
         )  # fmt: skip
         return _check_up(config, prepared, folder, tokenizer, heard)
 

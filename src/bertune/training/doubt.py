@@ -69,7 +69,7 @@ def frozen_states(config: Config, folder: Path, encoded: Encoded, advance: Calla
     """Mean states of the encoder as it is, float32 [rows, hidden]."""
     machine = choose_machine(config.train, long_run=False)
     machine.use()
-    model, _ = load_model(folder, head=HeadConfig("linear", "mean", num_labels=1, dropout=0.0))
+    model, _ = load_model(folder, head=HeadConfig("linear", "mean", num_labels=1, dropout=0.0, join="mean"))
     for value in model.parameters():
         value.requires_grad = False
     model.to(machine.torch_device).eval()

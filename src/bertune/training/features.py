@@ -15,15 +15,14 @@ from torch import Tensor
 from bertune.data.batch import Batch, evaluation_batches
 from bertune.data.tokens import Encoded
 from bertune.model.classifier import ClassifierModel
-from bertune.model.heads import pool
 from bertune.model.noise import Noise
 
 
 class Features:
     """States below the first trained layer, for every row.
 
-    With the whole encoder frozen: pooled states, float32 [rows, hidden], in memory. Otherwise: [tokens, hidden] in the
-    precision of the run, in a temporary file that is mapped.
+    With the whole encoder frozen, and nothing learned before the head's linear layers: what these read, float32 [rows,
+    width], in memory. Otherwise: [tokens, hidden] in the precision of the run, in a temporary file that is mapped.
     """
 
     def __init__(
@@ -31,14 +30,13 @@ class Features:
         advance: Callable[[int], None] = lambda done: None,
     ) -> None:  # fmt: skip
         self.encoded, self.start, self.path = encoded, start, path
-        # The last norm of modernbert lies above the layers, and is trained with them where only layers are frozen.
-        above = any(value.requires_grad for value in model.encoder.parameters())
-        self.pooled = start >= model.encoder.config.layers and not above
+        self.pooled = keeps_pooled(model, start)
         self.dtype = model.encoder.compute_dtype
         hidden = model.encoder.config.hidden
         self.states: np.ndarray
         if self.pooled:
-            self.states = np.empty((len(encoded), hidden), dtype=np.float32)
+            width = model.head.config.width(model.encoder.config)
+            self.states = np.empty((len(encoded), width), dtype=np.float32)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             # numpy has no bf16; its bits travel as int16
@@ -58,9 +56,7 @@ class Features:
     def _fill(self, model: ClassifierModel, batch: Batch) -> None:
         inputs = model.inputs(batch)
         if self.pooled:
-            states = model.encoder(inputs)
-            pooled = pool(states, inputs, model.head.config.pooling)
-            self.states[batch.rows] = pooled[: inputs.rows].cpu().numpy()
+            self.states[batch.rows] = model.pooled(inputs).cpu().numpy()
             return
         states = model.encoder(inputs, stop=self.start)[: inputs.tokens].cpu()
         raw = states.view(torch.int16) if self.dtype != torch.float32 else states
@@ -68,7 +64,7 @@ class Features:
 
     def _places(self, batch: Batch) -> np.ndarray:
         starts = self.encoded.offsets[batch.rows]
-        return np.repeat(starts, batch.lengths) + batch.positions
+        return np.repeat(starts, np.diff(batch.row_starts)) + batch.within_row
 
     def logits(self, model: ClassifierModel, batch: Batch, noise: Noise | None) -> Tensor:
         """Logits [rows, labels] of a batch, computed from the kept states upward."""
@@ -84,6 +80,13 @@ class Features:
         """Remove the temporary file."""
         del self.states
         self.path.unlink(missing_ok=True)
+
+
+def keeps_pooled(model: ClassifierModel, start: int) -> bool:
+    """Whether nothing below the head's linear layers is trained, where layers below `start` are not."""
+    # The last norm of modernbert lies above the layers, and is trained with them where only layers are frozen.
+    above = any(value.requires_grad for value in model.encoder.parameters())
+    return start >= model.encoder.config.layers and not above and not model.head.config.learns
 
 
 def first_trained_layer(freeze: str, layers: int) -> int:

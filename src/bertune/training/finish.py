@@ -49,11 +49,14 @@ GOOD = "last-good"  # in run/: the last good weights of a training that diverged
 
 
 def finish(
-    fit: Fit, progress: Progress, *, out: Path, base: Source, folder: Path, tokenizer: Tokenizer, max_length: int,
-    metric: str,
+    fit: Fit, progress: Progress, *, out: Path, base: Source, folder: Path, tokenizer: Tokenizer,
+    reading: dict[str, Any], metric: str,
 ) -> dict[str, Any]:
-    """Write the bundle, measure valid and test with it, and write everything in run/; returns the metrics."""
-    bundle = write_model(fit, out, base=base, folder=folder, tokenizer=tokenizer, max_length=max_length)
+    """Write the bundle, measure valid and test with it, and write everything in run/; returns the metrics.
+
+    reading: how texts became tokens, see `Bundle.reading`.
+    """
+    bundle = write_model(fit, out, base=base, folder=folder, tokenizer=tokenizer, reading=reading)
     metrics: dict[str, Any] = {"metric": metric, "train": train_metrics(fit)}
     bundle, judged = judge(
         out, bundle, fit.config, fit.prepared, metric=metric, listener=fit.listener, threads=fit.machine.threads,
@@ -114,15 +117,14 @@ def versions() -> dict[str, str]:
 
 
 def write_model(
-    fit: Fit, out: Path, *, base: Source, folder: Path, tokenizer: Tokenizer, max_length: int
+    fit: Fit, out: Path, *, base: Source, folder: Path, tokenizer: Tokenizer, reading: dict[str, Any]
 ) -> Bundle:
     """The model as it is, as a bundle in `out`."""
     model, config, task = fit.model, fit.config, fit.prepared.task
     encoder, head = model.encoder.config, model.head.config
     bundle = Bundle(
-        bertune_version=__version__, task=task, activation=task.activation, max_length=max_length,
-        truncation=config.model.truncation, encoder=encoder.arch,
-        head=HeadSpec(kind=head.kind, pooling=head.pooling, dropout=head.dropout, hidden=head.hidden),
+        bertune_version=__version__, task=task, activation=task.activation, **reading, encoder=encoder.arch,
+        head=HeadSpec(**{name: value for name, value in asdict(head).items() if name in HeadSpec.model_fields}),
         base_model=base_model(config.model.name, config.model.revision, base, folder),
         opens_in_transformers=opens_in_transformers(encoder.arch, head),
     )
@@ -135,7 +137,7 @@ def write_model(
 
 
 def keep_good(
-    fit: Fit, *, out: Path, base: Source, folder: Path, tokenizer: Tokenizer, max_length: int
+    fit: Fit, *, out: Path, base: Source, folder: Path, tokenizer: Tokenizer, reading: dict[str, Any]
 ) -> str:
     """After a divergence: write the last good weights where they can be used, and say so in a sentence."""
     if fit.good_step is None:
@@ -143,7 +145,7 @@ def keep_good(
     place = out / "run" / GOOD
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    write_model(fit, place, base=base, folder=folder, tokenizer=tokenizer, max_length=max_length)
+    write_model(fit, place, base=base, folder=folder, tokenizer=tokenizer, reading=reading)
     return f"The weights of step {fit.good_step:,} are kept in {place}, which --model and bertune predict take."
 
 
@@ -151,7 +153,7 @@ def evaluation_padding(tokens: Encoded, backend: TorchBackend | EnsembleBackend)
     """`padding_share` of an evaluation of all rows."""
     lengths, model = tokens.lengths, backend.model
     runs = split_by_budget(np.arange(len(tokens)), lengths, backend.machine.token_budget)
-    counts = [count_pairs(lengths[run], padded=model.pads) for run in runs]
+    counts = [count_pairs(tokens.sequence_lengths(run), padded=model.pads) for run in runs]
     pairs, wasted = sum(count[0] for count in counts), sum(count[1] for count in counts)
     return padding_share(model.encoder.config, tokens=int(lengths.sum()), pairs=pairs, wasted=wasted)
 
@@ -203,7 +205,8 @@ def card_info(fit: Fit, bundle: Bundle, base: Source, metrics: dict[str, Any], o
         "epochs": plan.epochs, "batch size": plan.batch_size, "lr": plan.lr, "head lr": plan.head_lr,
         "schedule": train.schedule, "warm-up": train.warmup, "optimizer": train.optimizer,
         "weight decay": train.weight_decay if train.optimizer == "adamw" else None, "gradient norm at most": train.clip,
-        "pooling": bundle.head.pooling, "head": HEADS.get(bundle.head.kind, bundle.head.kind),
+        "pooling": bundle.head.pooling, "layers": layers_read(fit), "chunks joined by": bundle.head.join,
+        "head": HEADS.get(bundle.head.kind, bundle.head.kind),
         "loss": loss_name(fit.prepared.task.kind, train), "class weights": train.class_weights,
         "label prior": train.label_prior, "label smoothing": train.label_smoothing or None,
         "frozen": config.model.freeze, "weights kept": kept_weights(fit), "seed": train.seed,
@@ -214,7 +217,7 @@ def card_info(fit: Fit, bundle: Bundle, base: Source, metrics: dict[str, Any], o
         split_rows={name: len(split) for name, split in splits.items()}, split_rule=fit.prepared.rule,
         results={name: column for name, column in result_columns(metrics).items() if name != "train"},
         verdict=verdict(metrics), settings=settings,
-        max_length=bundle.max_length, truncation=bundle.truncation,
+        **bundle.reading,
         chosen_by_valid=train.select_best and fit.progress.best is not None,
         opens_in_transformers=bundle.opens_in_transformers, base_title=base.title or bundle.base_model.name,
         base_repo=preset.repo if preset else bundle.base_model.name if base.kind == "hub" else None,
@@ -231,6 +234,13 @@ def loss_name(kind: str, train: TrainConfig) -> str:
     if train.loss != "auto":
         return train.loss
     return "cross-entropy" if kind == "single" else "binary cross-entropy"
+
+
+def layers_read(fit: Fit) -> str | None:
+    """Which layers the head reads, where that is not the last alone."""
+    layers = list(map(str, fit.model.head.config.layers))
+    combined = f", {fit.model.head.config.combine}" if len(layers) > 1 else ""
+    return f"{', '.join(layers)} of 0 to {fit.model.encoder.config.layers - 1}{combined}" if layers else None
 
 
 def kept_weights(fit: Fit) -> str:

@@ -27,7 +27,7 @@ from bertune.model.infer import infer_logits
 from bertune.model.losses import make_loss
 from bertune.model.machine import Machine, free_disk, release_memory
 from bertune.training import checkpoint
-from bertune.training.features import Features, first_trained_layer
+from bertune.training.features import Features, first_trained_layer, keeps_pooled
 from bertune.training.interrupt import Interrupts, Stopped
 from bertune.training.listen import Listener
 from bertune.training.loop import Course, Diverged, Step, advice, training_steps
@@ -322,8 +322,11 @@ class Fit:
         needed = sum(split.tokens.offsets[-1] for split in splits.values()) * size
         self.course.start = start
         if self.progress.keeps_frozen is None:  # a resumed run does as before: the two ways may differ in the last bit
-            fits = start >= encoder.config.layers or needed <= 0.5 * free_disk(self.run_folder)
+            fits = keeps_pooled(self.model, start) or needed <= 0.5 * free_disk(self.run_folder)
             self.progress.keeps_frozen = bool(fits)
+        if self.model.head.config.layers and not keeps_pooled(self.model, start):
+            self.listener.say("The head reads several layers, so every epoch computes the frozen ones anew.")
+            return
         if not self.progress.keeps_frozen:
             self.listener.say("The output of the frozen layers does not fit on the disk; every epoch computes it anew.")
             return

@@ -166,9 +166,6 @@ def _logits(
     if course.features is not None:
         return course.features.logits(model, batch, noise)
     if course.start:
-        inputs = model.inputs(batch)
-        with torch.no_grad():
-            hidden = model.encoder(inputs, stop=course.start)
-        return model(inputs, noise=noise, hidden=hidden, start=course.start)
+        return model(model.inputs(batch), noise=noise, quiet=course.start)
     words = look_up(batch.ids) if look_up is not None else None
     return model(model.inputs(batch), noise=noise, words=words)

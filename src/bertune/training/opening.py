@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from bertune.bundle import Bundle
 from bertune.config import Config
+from bertune.data.longtext import LongText
 from bertune.data.tasks import Task
 from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError
 from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import EncoderConfig
-from bertune.model.heads import decide_head
+from bertune.model.heads import Join, decide_head
 from bertune.model.load import load_model, read_config
 
 LONGEST = 256  # tokens of a row by default
@@ -35,12 +36,44 @@ def settle_length(config: Config, encoder: EncoderConfig, task: Task, tokenizer:
         return min(LONGEST, encoder.longest_input)
     if wanted > encoder.longest_input:
         raise ConfigError(
-            f"--max-length {wanted}: this encoder reads at most {encoder.longest_input} tokens. "
-            f"Pass --max-length {encoder.longest_input} or less, or another --model."
+            f"--max-length {wanted}: this encoder reads at most {encoder.longest_input} tokens at once. Pass "
+            f"--max-length {encoder.longest_input} or less, with --long-text head+tail or hierarchical for longer texts, "
+            "or another --model."
         )
     if wanted <= tokenizer.num_special(task.is_pair):
         raise ConfigError(f"--max-length {wanted}: the special tokens alone fill it. Pass a larger one.")
     return wanted
+
+
+def settle_long_text(config: Config, task: Task, tokenizer: Tokenizer, max_length: int) -> LongText:
+    """What is read of long texts; ConfigError for an option that has no meaning here."""
+    model = config.model
+    ways = {"--long-text": model.long_text, "--long-text-pair": model.long_text_pair}
+    if model.long_text_pair is not None and not task.is_pair:
+        raise ConfigError(f"--long-text-pair {model.long_text_pair}: is for pairs; pass --text-pair, or --long-text.")
+    if "hierarchical" not in ways.values():
+        unused = {"--join": "join", "--chunk-overlap": "chunk_overlap", "model.max_chunks": "max_chunks"}
+        for shown, name in unused.items():
+            if model.long_text != "auto" and getattr(model, name) != type(model).model_fields[name].default:
+                raise ConfigError(f"{shown} {getattr(model, name)}: needs --long-text hierarchical.")
+    room = max_length - tokenizer.num_special(task.is_pair)
+    for shown, way in ways.items():
+        if way is not None and way[0].isdigit() and int(way.removesuffix("+tail")) >= room:
+            raise ConfigError(
+                f"{shown} {way}: --max-length {max_length} leaves {room} tokens of text, so nothing of the end would "
+                f"be read. Pass a smaller number than {room}, or head."
+            )
+    second = model.long_text_pair
+    if second is None:
+        second = "head" if model.long_text == "hierarchical" else model.long_text
+    if model.long_text == second == "hierarchical":
+        raise ConfigError("--long-text-pair hierarchical: one side at most is read in chunks; cut the other one.")
+    if model.chunk_overlap >= room // 2 and model.chunk_overlap:
+        raise ConfigError(
+            f"--chunk-overlap {model.chunk_overlap}: --max-length {max_length} leaves {room} tokens of text, and "
+            f"chunks may share less than half of them. Pass less than {room // 2}."
+        )
+    return LongText(model.long_text, second, overlap=model.chunk_overlap, most=model.max_chunks)
 
 
 def load(config: Config, folder: Path, task: Task, say: Any) -> tuple[ClassifierModel, bool]:
@@ -49,15 +82,25 @@ def load(config: Config, folder: Path, task: Task, say: Any) -> tuple[Classifier
     chosen = config.model
     head = decide_head(
         encoder, pooling=chosen.pooling, head=chosen.head, num_labels=task.num_labels,
-        head_hidden=chosen.head_hidden, head_dropout=chosen.head_dropout,
+        head_hidden=chosen.head_hidden, head_dropout=chosen.head_dropout, layers=chosen.layers, combine=chosen.combine,
+        join=join_of(config),
     )
     earlier = Bundle.read(folder) if (folder / "bertune.json").is_file() else None
     keep = earlier is not None and (earlier.task.kind, earlier.task.labels) == (task.kind, task.labels)
-    if earlier is not None and keep and chosen.pooling == chosen.head == "auto":
+    asked = (chosen.pooling, chosen.head, chosen.layers, chosen.combine) != ("auto", "auto", "last", "auto")
+    if earlier is not None and keep and not asked:
         spec = earlier.head  # nothing else was asked for, so an earlier result goes on with the head it has
         rate = spec.dropout if chosen.head_dropout is None else chosen.head_dropout
-        kind, pooling = cast(Any, spec.kind), cast(Any, spec.pooling)  # checked when the folder is loaded
-        head = replace(head, kind=kind, pooling=pooling, hidden=spec.hidden, dropout=rate)
+        kept: Any = {"kind": spec.kind, "pooling": spec.pooling, "combine": spec.combine}  # checked when it is loaded
+        head = replace(head, **kept, hidden=spec.hidden, layers=spec.layers, dropout=rate)
     model, report = load_model(folder, head=head, keep_head=keep, dropout=chosen.dropout, seed=config.train.seed)
     say(report.sentence())
     return model, "head.classifier" in report.new
+
+
+def join_of(config: Config) -> Join | None:
+    """How chunks become one row; None where texts are not read in chunks."""
+    model = config.model
+    if "hierarchical" not in (model.long_text, model.long_text_pair):
+        return None
+    return "mean" if model.join == "auto" else model.join

@@ -31,7 +31,10 @@ def learning_rates(config: TrainConfig, *, peak: float, steps: int) -> np.ndarra
 
 
 def freeze(model: ClassifierModel, what: str, *, train_positions: bool) -> None:
-    """Switch off gradients: none, encoder, embeddings, or a number of lowest layers (embeddings included)."""
+    """Switch off gradients: none, encoder, embeddings, or a number of lowest layers (embeddings included).
+
+    Layers above the last that the head reads are never trained.
+    """
     encoder = model.encoder
     if what == "encoder":
         encoder.requires_grad_(False)
@@ -42,6 +45,9 @@ def freeze(model: ClassifierModel, what: str, *, train_positions: bool) -> None:
                 f"--freeze {what}: an encoder outside the family is trained whole or not at all. Pass none or encoder."
             )
         return
+    read = model.head.config.layers
+    for layer in encoder.layers[read[-1] + 1 :] if read else ():
+        layer.requires_grad_(False)  # nobody reads what lies above
     if not train_positions and encoder.embeddings.position is not None:
         encoder.embeddings.position.requires_grad_(False)
     if what != "none":

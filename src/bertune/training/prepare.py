@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bertune.config import DataConfig
+from bertune.data.longtext import LongText
 from bertune.data.read import Table, read_table
 from bertune.data.splits import fold_numbers, groups_of, share_of_rows, split_rows
 from bertune.data.tasks import Rows, Task, encode_labels, infer_task, rows_of
@@ -206,7 +207,8 @@ def texts_of(prepared: Prepared, split: Split, tokenizer: Tokenizer, *, allow_em
 
 
 def tokenize(
-    prepared: Prepared, tokenizer: Tokenizer, *, max_length: int, truncation: str, say: Say, allow_empty: bool = False
+    prepared: Prepared, tokenizer: Tokenizer, *, max_length: int, truncation: str, say: Say, allow_empty: bool = False,
+    long_text: LongText = LongText(),
 ) -> None:
     """Encode every split, and say what was cut from the training rows."""
     if truncation == "only-second" and not prepared.task.is_pair:
@@ -217,7 +219,7 @@ def tokenize(
     for split in prepared.splits.values():
         rows = texts_of(prepared, split, tokenizer, allow_empty=allow_empty)
         split.encoded = encode_cached(
-            tokenizer, rows, max_length=max_length, truncation=truncation, cache=cache_root()
+            tokenizer, rows, max_length=max_length, truncation=truncation, cache=cache_root(), long_text=long_text
         )
     told = prepared.train.tokens.truncation()
     # Subwords spell any word; a list of whole words may lack many, so the share is told even where it is none.

@@ -34,14 +34,17 @@ from bertune.training.features import first_trained_layer
 from bertune.training.finish import finish, keep_good
 from bertune.training.fit import Fit
 from bertune.training.listen import Listener, Silent
+from bertune.training.longest import choose_long_text
 from bertune.training.loop import Diverged
-from bertune.training.opening import check_fit, load, settle_length
+from bertune.training.opening import check_fit, load, settle_length, settle_long_text
 from bertune.training.outcome import read_metrics
 from bertune.training.prepare import Prepared, keep_apart, read_splits, tokenize, write_split_rows
 from bertune.training.promise import check_enough
 from bertune.training.settle import Load, Plan, duration, estimate, settle
 
 log = logging.getLogger("bertune")
+
+LONG_TEXT = "long_text.json"  # in run/: what --long-text auto tried
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def _run(
     say = listener.say
     check_output(out, resume=resume, overwrite=overwrite)
     if resume and is_complete(out):
+        config, _ = settle_auto(config, out, resume=True, choose=lambda: (config, {}))
         return complete(out, config, say)
 
     folder, base = open_source(config.model.name, revision=config.model.revision)
@@ -98,7 +102,16 @@ def _run(
     check_freeze(config, encoder)
     check_columns(config, prepared)
     max_length = settle_length(config, encoder, prepared.task, tokenizer)
-    tokenize(prepared, tokenizer, max_length=max_length, truncation=config.model.truncation, say=say)
+    config, tried = settle_auto(
+        config, out, resume=resume, choose=lambda: choose_long_text(
+            config, folder, prepared, tokenizer, metric=metric, listener=listener
+        )
+    )
+    reading: dict[str, Any] = {
+        "max_length": max_length, "truncation": config.model.truncation,
+        "long_text": settle_long_text(config, prepared.task, tokenizer, max_length),
+    }  # fmt: skip
+    tokenize(prepared, tokenizer, **reading, say=say)
     looked = resume and (out / "run" / "check.json").is_file()
     checkup = Checkup() if looked else look_over(config, prepared, folder, tokenizer, listener)
     model, new_head = load(config, folder, prepared.task, say)
@@ -113,18 +126,35 @@ def _run(
         machine.use()
         say(machine.sentence())
         keep_record(config, out, prepared, resume=resume)
+        if tried:
+            write_json(out / "run" / LONG_TEXT, tried)
         checkup.write(out / "run")
         fit = Fit(model, prepared, config, plan, machine, metric=metric, folder=out / "run", listener=listener)
         say(forecast(fit))
         try:
             progress = fit.run(resume=resume)
         except Diverged as error:
-            kept = keep_good(fit, out=out, base=base, folder=folder, tokenizer=tokenizer, max_length=max_length)
+            kept = keep_good(fit, out=out, base=base, folder=folder, tokenizer=tokenizer, reading=reading)
             raise TrainingError(f"{error} {kept}") from None
         metrics = finish(
-            fit, progress, out=out, base=base, folder=folder, tokenizer=tokenizer, max_length=max_length, metric=metric
+            fit, progress, out=out, base=base, folder=folder, tokenizer=tokenizer, reading=reading, metric=metric
         )
     return Result(out, prepared.task, metrics)
+
+
+def settle_auto(
+    config: Config, out: Path, *, resume: bool, choose: Callable[[], tuple[Config, dict[str, Any]]]
+) -> tuple[Config, dict[str, Any]]:
+    """The configuration with --long-text auto made into what a resumed run has chosen before, or `choose` chooses now;
+    and what was tried."""
+    if "auto" not in (config.model.long_text, config.model.long_text_pair):
+        return config, {}
+    record = out / "run" / "config.yaml"
+    if not (resume and record.is_file()):
+        return choose()
+    before = Config.load(record).model
+    names = ("long_text", "long_text_pair", "join", "chunk_overlap", "max_chunks")
+    return config.updated({"model": {name: getattr(before, name) for name in names}}), {}
 
 
 def is_complete(out: Path) -> bool:

@@ -115,7 +115,7 @@ def _prepared(folder: Path, config: Config, source: Any) -> Prepared:
     if config.decide.coverage is not None or config.decide.accuracy is not None:
         prepared = keep_apart(prepared, config.data)
     tokenize(
-        prepared, Tokenizer.load(folder), max_length=bundle.max_length, truncation=bundle.truncation,
+        prepared, Tokenizer.load(folder), **bundle.reading,
         say=lambda line: None,
     )  # fmt: skip
     return prepared

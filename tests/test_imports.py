@@ -27,7 +27,7 @@ LAYERS = (
     ("hub",),
     ("config",),
     ("dataconfig",),
-    ("files", "paths", "presets", "sections", "settings"),
+    ("files", "paths", "longtext", "presets", "sections", "settings"),
     ("errors",),
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}

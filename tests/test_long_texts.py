@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 import bertune
 from bertune.bundle import Bundle
 from bertune.data.batch import make_batch
-from bertune.data.longtext import LongText, chunks_of, head_of
+from bertune.data.longtext import chunks_of, head_of
 from bertune.data.ragged import Column, Encoded, Special, Template, assemble
 from bertune.data.tasks import Rows
 from bertune.data.tokens import Tokenizer, encode_cached
 from bertune.errors import ConfigError
+from bertune.longtext import LongText
 from bertune.model.noise import Noise
 from tiny_models import loaded
 from tiny_runs import QUICK, TOPICS, Told, pair_rows, sentence, topic_rows

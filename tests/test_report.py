@@ -318,7 +318,7 @@ def test_training_leaves_the_page_with_the_curves(trained: Path) -> None:
     assert (trained / "run/curves.png").is_file() and (trained / "run/figures/loss.svg").is_file()
     assert "It reads texts and gives each exactly one of 3 labels" in text
     assert "bertune train --config run/run/config.yaml --out run-again" in text
-    assert "Inputs longer than 24 tokens are cut" in text
+    assert "It reads at most 24 tokens, special ones included." in text
     assert f"bertune {bertune.__version__}" in text
 
 

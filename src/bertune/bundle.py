@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from bertune.data.longtext import LongText
 from bertune.data.tasks import Task
 from bertune.errors import ConfigError, ModelError, listed
 from bertune.evaluate.rule import Rule
 from bertune.files import TEMPORARY, disk_full, sha256_of, sync, temporary_path, write_json
+from bertune.longtext import LongText
 
 BUNDLE_FILE = "bertune.json"
 RUN_FOLDER = "run"

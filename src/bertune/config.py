@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from bertune.data.longtext import MOST_CHUNKS, WAYS, check_way
 from bertune.dataconfig import DataConfig, ReadConfig
 from bertune.errors import ConfigError
+from bertune.longtext import MOST_CHUNKS, WAYS, check_way
 from bertune.paths import size_in_bytes
 from bertune.sections import Section, flag
 from bertune.settings import merge, read_yaml, sentence

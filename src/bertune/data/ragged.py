@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bertune.data.longtext import LongText, chunks_of, head_of
+from bertune.data.longtext import chunks_of, head_of
 from bertune.errors import ConfigError
+from bertune.longtext import LongText
 
 TRUNCATIONS = ("longest-first", "only-second", "head")
 

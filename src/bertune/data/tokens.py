@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertune.data.cache import read_entry, write_entry
-from bertune.data.longtext import LongText
 from bertune.data.ragged import Column, Encoded, assemble, concatenate
 from bertune.data.vocab import Subwords
 from bertune.data.words import WordList
 from bertune.errors import ModelError
+from bertune.longtext import LongText
 
 if TYPE_CHECKING:
     from bertune.data.tasks import Rows

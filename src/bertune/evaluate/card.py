@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from bertune.data.longtext import LongText
 from bertune.data.tasks import Task
 from bertune.errors import printable
 from bertune.evaluate.rule import Rule
 from bertune.evaluate.tables import label_table, result_table
+from bertune.longtext import LongText
 
 # Licence identifiers that the hub knows, among those that encoders are published under.
 _LICENCES = {

@@ -8,10 +8,10 @@ from typing import Any
 
 from bertune.bundle import Bundle
 from bertune.config import Config
-from bertune.data.longtext import LongText
 from bertune.data.tasks import Task
 from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError
+from bertune.longtext import LongText
 from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import EncoderConfig
 from bertune.model.heads import Join, decide_head
@@ -37,8 +37,8 @@ def settle_length(config: Config, encoder: EncoderConfig, task: Task, tokenizer:
     if wanted > encoder.longest_input:
         raise ConfigError(
             f"--max-length {wanted}: this encoder reads at most {encoder.longest_input} tokens at once. Pass "
-            f"--max-length {encoder.longest_input} or less, with --long-text head+tail or hierarchical for longer texts, "
-            "or another --model."
+            f"--max-length {encoder.longest_input} or less, for longer texts with --long-text head+tail or "
+            "hierarchical, or another --model."
         )
     if wanted <= tokenizer.num_special(task.is_pair):
         raise ConfigError(f"--max-length {wanted}: the special tokens alone fill it. Pass a larger one.")

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from bertune.config import DataConfig
-from bertune.data.longtext import LongText
 from bertune.data.read import Table, read_table
 from bertune.data.splits import fold_numbers, groups_of, share_of_rows, split_rows
 from bertune.data.tasks import Rows, Task, encode_labels, infer_task, rows_of
@@ -21,6 +20,7 @@ from bertune.data.tokens import Encoded, Tokenizer, encode_cached
 from bertune.doctor.plan import apply_plan, read_plan
 from bertune.errors import ConfigError
 from bertune.files import write_atomic
+from bertune.longtext import LongText
 from bertune.paths import cache_root
 from bertune.ship.predict import readable_task
 

@@ -289,6 +289,8 @@ def _mean_sd(values: list[float]) -> str:
 
 
 def _differences(out: Path, name: str, part: str, sides: dict[str, list[dict[str, Any]]]) -> list[str]:
+    from bertune.evaluate.resample import seed_differences
+
     rows = []
     for side in sides:
         epochs = re.search(r"(-\d+ep)?$", side)
@@ -306,7 +308,7 @@ def _differences(out: Path, name: str, part: str, sides: dict[str, list[dict[str
             known = [seed if other == trainer else sides[other][0]["seed"] for seed in seeds]
             theirs = [_scores(out, name, other, seed, part, kind) for seed in known]
             for metric in COMPARED[name]:
-                difference, low, high = interval(metric, ours, theirs)
+                difference, low, high = seed_differences(metric, ours, theirs, draws=DRAWS)
                 rows.append(f"| {side} - {other} | {metric} | {difference:+.4f} | {low:+.4f} to {high:+.4f} |")
     return ["| paired difference | metric | mean | 95 % interval |", "|---|---|---|---|", *rows] if rows else []
 
@@ -316,28 +318,6 @@ def _scores(out: Path, name: str, side: str, seed: int, part: str, kind: str) ->
 
     with np.load(out / f"{name}-{side}-{seed}.npz") as stored:
         return Scores(kind, stored[f"{part}_logits"], stored[f"{part}_targets"])
-
-
-def interval(metric: str, ours: list[Scores], theirs: list[Scores]) -> tuple[float, float, float]:
-    """Mean over seeds of ours - theirs, and the 95 % percentile interval under resampling of rows and of seeds."""
-    from bertune.evaluate.resample import resamples
-
-    if any((a.truth != b.truth).any() for a, b in zip([*ours, *theirs], [*theirs, *ours], strict=True)):
-        sys.exit("two sides were measured on different rows")
-    random = np.random.default_rng(0)
-    rows, seeds = ours[0].rows, len(ours)
-
-    def differences(weights: np.ndarray) -> np.ndarray:  # [draws, rows] -> [draws, seeds]
-        one, other = ([side(weights, [metric])[metric] for side in sides] for sides in (ours, theirs))
-        return np.stack(one, axis=1) - np.stack(other, axis=1)
-
-    drawn = []
-    for weights in resamples(rows, draws=DRAWS):
-        found = differences(weights)
-        chosen = random.integers(0, seeds, found.shape)
-        drawn.append(np.take_along_axis(found, chosen, axis=1).mean(axis=1))
-    low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5])
-    return float(differences(np.ones((1, rows))).mean()), float(low), float(high)
 
 
 def _recipe(name: str) -> Path:

@@ -262,8 +262,7 @@ def table(out: Path) -> str:
 
 def _repaired(out: Path) -> list[str]:
     """The metric on test after each of SIDES, and its paired differences to `spoilt`, over seeds."""
-    from accuracy import interval
-    from bertune.evaluate.resample import Scores
+    from bertune.evaluate.resample import Scores, seed_differences
 
     cells: dict[tuple[str, int], list[Path]] = {}
     for path in sorted(out.glob("*.npz")):
@@ -279,7 +278,7 @@ def _repaired(out: Path) -> list[str]:
                 for side in SIDES:
                     scores[side].append(Scores(kind, cell[side], cell["targets"]))
         shown = [np.mean([each(np.ones((1, each.rows)))[metric] for each in scores[side]]) for side in SIDES]
-        gaps = [interval(metric, scores[side], scores["spoilt"]) for side in ("repaired", "reviewed")]
+        gaps = [seed_differences(metric, scores[side], scores["spoilt"]) for side in ("repaired", "reviewed")]
         told = [f"{value:.4f}" for value in shown]
         told += [f"{gap:+.4f} ({low:+.4f} to {high:+.4f})" for gap, low, high in gaps]
         lines.append(f"| {name}, {share} % | {len(paths)} | {metric} | {' | '.join(told)} |")

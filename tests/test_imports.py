@@ -16,7 +16,7 @@ LAYERS = (
     ("cli", "commands", "progress"),
     ("estimator",),
     ("api",),
-    ("report",),
+    ("report", "reproduce"),
     ("training",),
     ("ship", "explain"),
     ("model",),

@@ -1,0 +1,85 @@
+"""bertune reproduce: published tables made again, with seeds and intervals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bertune.commands.options import SECTIONS, Configured, configured, flags_of, switch, with_flags
+from bertune.commands.output import print_json
+from bertune.config import Config
+from bertune.errors import ConfigError, listed, nearest
+from bertune.progress import start_display
+
+KEYS = tuple(f"{section}.{name}" for section in ("model", "train", "cache") for name in SECTIONS[section].model_fields)
+MACHINE = ("model.name", "train.device", "train.precision", "train.threads")
+
+
+@with_flags(*flags_of(MACHINE))
+class Reproduce(Configured):
+    details = (
+        "NAME is sun2019 (How to Fine-Tune BERT for Text Classification?), snli-small (small encoders on SNLI), or a "
+        "YAML file of your own. Every training is kept in --out and made once: stop at any time and run the same "
+        "command again. The tables are written to --out as Markdown and JSON, with what is there."
+    )
+    examples = (
+        "bertune reproduce sun2019 --data ../data --out reproductions/sun2019",
+        "bertune reproduce sun2019 --table long-text --seeds 1 --hours 2 --data ../data --out reproductions/sun2019",
+        "bertune reproduce sun2019 --no-train --out reproductions/sun2019",
+    )
+
+    name: Annotated[str, typer.Argument(metavar="NAME", help="sun2019, snli-small, or FILE.yaml.", show_default=False)]
+    out: Annotated[str, typer.Option(metavar="DIR", help="Where trainings and tables are kept.", show_default=False)]
+    data: Annotated[str, typer.Option(metavar="DIR", help="Folder of the data sets.")] = "data"
+    table: Annotated[
+        list[str] | None, typer.Option(metavar="TABLE", help="Only this table; may be repeated.", show_default=False)
+    ] = None
+    seeds: Annotated[int, typer.Option(metavar="K", help="Seeds of every training.")] = 3
+    hours: Annotated[
+        float | None, typer.Option(metavar="H", help="Begin no training after so many hours.", show_default=False)
+    ] = None
+    no_train: Annotated[bool, switch("--no-train", "Only write the tables of what is there.")] = False
+
+    def run(self) -> None:
+        from bertune.reproduce.spec import cells, read_spec
+
+        display = start_display(quiet=self.quiet)
+        spec = read_spec(self.name)
+        tables = self.table or list(spec.tables)
+        for table in tables:
+            if table not in spec.tables:
+                near = nearest(table, list(spec.tables)) or f"; choose {listed(list(spec.tables), 20)}."
+                raise ConfigError(f"--table {table}: {spec.name} has no such table{near}")
+        if self.seeds < 1:
+            raise ConfigError(f"--seeds {self.seeds}: takes at least 1.")
+        if self.hours is not None and self.hours <= 0:
+            raise ConfigError(f"--hours {self.hours:g}: takes more than 0.")
+        base = configured(self, Config(), keys=KEYS, say=display.say)
+        wanted = list(cells(spec, tables, seeds=self.seeds, base=base))
+        out = Path(self.out)
+
+        from bertune.paths import cache_settings
+        from bertune.reproduce.run import make_cells
+        from bertune.reproduce.tables import markdown, results
+
+        if not self.no_train:
+            with cache_settings(base.cache.folder, base.cache.limit):
+                make_cells(spec, wanted, out=out, data=Path(self.data), hours=self.hours, listener=display)
+        elif not (out / "cells").is_dir():
+            raise ConfigError(f"--no-train: {out} holds no trainings of a reproduction yet. Leave --no-train out.")
+        found = results(spec, wanted, out)
+        text = markdown(spec, found, model=base.model.name, seeds=self.seeds)
+        self._write(out, spec.name, text, found)
+        if self.as_json:
+            print_json({"out": str(out), "tables": found})
+        else:
+            print(text)
+        display.say(f"The tables are {out / spec.name}.md and .json.")
+
+    def _write(self, out: Path, name: str, text: str, found: dict[str, Any]) -> None:
+        from bertune.files import write_atomic, write_json
+
+        write_atomic(out / f"{name}.md", text)
+        write_json(out / f"{name}.json", found)

@@ -1,0 +1,110 @@
+"""Tables of a reproduction: published, ours, the difference with its interval, and what that says of the finding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertune.evaluate.card import markdown_table
+from bertune.evaluate.metrics import METRICS
+from bertune.evaluate.resample import seed_differences
+from bertune.reproduce.run import Done, read_cell
+from bertune.reproduce.spec import Cell, Spec, Table
+
+
+def results(spec: Spec, cells: list[Cell], out: Path) -> dict[str, Any]:
+    """The lines of each table: data, row, published, seeds, value, sd, difference, low, high, verdict, seconds.
+
+    Values are in the unit of the table; differences are to the reference row of the same data, paired by rows and
+    seeds, with 95 % intervals over both; what has no seed yet is None.
+    """
+    done: dict[tuple[str, str, str], dict[int, Done]] = {}
+    for cell in cells:
+        there = done.setdefault((cell.table, cell.data, cell.row), {})
+        kept = read_cell(spec, cell, out)
+        if kept is not None:
+            there[cell.seed] = kept
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for (name, data, row), found in done.items():
+        table = spec.tables[name]
+        lines.setdefault(name, []).append(_line(table, data, row, found, done[name, data, table.reference]))
+    return lines
+
+
+def _line(
+    table: Table, data: str, row: str, found: dict[int, Done], reference: dict[int, Done]
+) -> dict[str, Any]:
+    published = table.rows[row].figure(data)
+    line: dict[str, Any] = {"data": data, "row": row, "published": published, "seeds": len(found)}
+    line |= dict.fromkeys(("value", "sd", "difference", "low", "high", "verdict", "seconds"))
+    if not found:
+        return line
+    values = [table.shown(_value(done, table.metric)) for done in found.values()]
+    line |= {"value": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None}
+    line["seconds"] = float(np.mean([done.record["seconds"] for done in found.values()]))
+    both = sorted(found.keys() & reference.keys())
+    if row == table.reference or not both:
+        return line
+    ours, theirs = ([side[seed].scores for seed in both] for side in (found, reference))
+    difference, low, high = seed_differences(table.metric, ours, theirs)
+    if table.unit == "error":
+        difference, low, high = -100 * difference, -100 * high, -100 * low
+    falls = table.unit == "error" or not METRICS[table.metric].higher_is_better
+    said = verdict(_published_gap(table, data, row), low, high, lower_is_better=falls)
+    return line | {"difference": difference, "low": low, "high": high, "verdict": said}
+
+
+def _value(done: Done, metric: str) -> float:
+    """Of the likeliest label, or of a half: what a rule would add was not published."""
+    return float(done.scores(np.ones((1, done.scores.rows)), [metric])[metric][0])
+
+
+def _published_gap(table: Table, data: str, row: str) -> float | None:
+    own, other = (table.rows[name].figure(data) for name in (row, table.reference))
+    return None if own is None or other is None else own - other
+
+
+def verdict(gap: float | None, low: float, high: float, *, lower_is_better: bool) -> str:
+    """What the interval of our difference says of the published one, `gap`; without one, which of both is better."""
+    if low <= 0 <= high:
+        return "noise"
+    if not gap:
+        return "worse" if (low > 0) == lower_is_better else "better"
+    return "holds" if (low > 0) == (gap > 0) else "does not hold"
+
+
+def markdown(spec: Spec, lines: dict[str, list[dict[str, Any]]], *, model: str, seeds: int) -> str:
+    """The tables as a page of Markdown."""
+    how = (
+        f"Ours: `--model {model}`, up to {seeds} seeds. Differences are to the reference row on the same test rows, "
+        "with 95 % intervals over rows and seeds; test rows were measured once, after validation rows had chosen."
+    )
+    parts = [f"# {spec.title}", spec.source, spec.note, how]
+    used = {data for name in lines for data in spec.tables[name].data}
+    notes = [f"- {name}: {spec.data[name].note}" for name in spec.data if name in used and spec.data[name].note]
+    parts.append("\n".join(notes))
+    for name, found in lines.items():
+        table = spec.tables[name]
+        unit = "error, %" if table.unit == "error" else table.unit
+        rows = [["data", "", f"published, {unit}", f"ours, {unit}", "seeds", f"against {table.reference}", "finding",
+                 "minutes"]]  # fmt: skip
+        rows += [_shown(line, table) for line in found]
+        parts += [f"## {name}: {table.title}", table.note, markdown_table(rows)]
+    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def _shown(line: dict[str, Any], table: Table) -> list[str]:
+    digits = 2 if table.unit == "error" else 4
+
+    def number(value: float | None, sign: str = "") -> str:
+        return "" if value is None else f"{value:{sign}.{digits}f}"
+
+    ours = number(line["value"]) + (f" ± {number(line['sd'])}" if line["sd"] is not None else "")
+    gap = ""
+    if line["difference"] is not None:
+        gap = f"{number(line['difference'], '+')} ({number(line['low'], '+')} to {number(line['high'], '+')})"
+    minutes = "" if line["seconds"] is None else f"{line['seconds'] / 60:.0f}"
+    return [line["data"], line["row"], number(line["published"]), ours, str(line["seeds"]), gap,
+            line["verdict"] or "", minutes]  # fmt: skip

@@ -1,0 +1,260 @@
+"""Reproductions: every training once, tables that say what our intervals say, recipes that are checked before work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+
+from bertune.config import Config
+from bertune.errors import ConfigError
+from bertune.evaluate.resample import Scores, differences, seed_differences
+from bertune.reproduce import run as reproduce_run
+from bertune.reproduce.run import cell_key, draw_part, make_cells, read_cell
+from bertune.reproduce.spec import Spec, cells, known_specs, read_spec
+from bertune.reproduce.tables import markdown, results, verdict
+from shell import bertune as shell
+from shell import call
+from tiny_runs import QUICK, Told, multi_rows, topic_rows
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+
+
+@pytest.fixture
+def spec(tmp_path: Path, tiny_bert: Path) -> Spec:
+    """Two ways on two small sets of data, which lie in tmp_path/data."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    pl.DataFrame(topic_rows(90)).write_csv(folder / "topics.csv")
+    pl.DataFrame(multi_rows(60)).write_csv(folder / "many.csv")
+    values = {
+        "title": "A <tiny> study",
+        "data": {
+            "topics": {"files": ["topics.csv"], "part": {"train": 40, "test": 8}, "note": "a part"},
+            "many": {"files": ["many.csv"], "options": {"text": ["text"]}},
+        },
+        "settings": QUICK | {"model.name": str(tiny_bert), "train.epochs": 1},
+        "tables": {
+            "ways": {
+                "title": "Ways", "data": ["topics"], "reference": "plain",
+                "rows": {"plain": {"published": 5.0}, "mean": {"settings": {"model.pooling": "mean"}, "published": 6}},
+            },
+            "others": {
+                "title": "Others", "data": ["many"], "reference": "plain", "unit": "micro_f1",
+                "rows": {"plain": {}, "frozen": {"settings": {"model.freeze": "encoder"}}},
+            },
+        },
+    }  # fmt: skip
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    return read_spec(str(path))
+
+
+def make(spec: Spec, tmp_path: Path, *, seeds: int = 1, told: Told | None = None, tables: Any = None) -> list[Any]:
+    wanted = list(cells(spec, tables or list(spec.tables), seeds=seeds, base=Config()))
+    make_cells(spec, wanted, out=tmp_path / "out", data=tmp_path / "data", hours=None, listener=told or Told())
+    return wanted
+
+
+class TestRecipes:
+    @pytest.mark.parametrize("name", known_specs())
+    def test_installed_recipes_ask_for_trainings_that_exist(self, name: str) -> None:
+        spec = read_spec(name)
+
+        assert spec.name == name and spec.source
+        found = list(cells(spec, list(spec.tables), seeds=1, base=Config()))
+        assert len({cell_key(spec, cell) for cell in found}) <= len(found)
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"data": ["x"]}, "'x' is not one of"), ({"reference": "b"}, "reference 'b' is not"),
+            ({"unit": "kg"}, "unit 'kg'"), ({"speed": 3}, "speed"),
+        ],
+    )  # fmt: skip
+    def test_a_recipe_that_is_wrong_is_refused_in_a_sentence(
+        self, tmp_path: Path, change: dict[str, Any], said: str
+    ) -> None:
+        path = tmp_path / "wrong.yaml"
+        table = {"title": "", "data": [], "reference": "a", "rows": {"a": {}}} | change
+        path.write_text(yaml.safe_dump({"title": "t", "data": {}, "tables": {"t": table}}), encoding="utf-8")
+        with pytest.raises(ConfigError, match=said):
+            read_spec(str(path))
+
+    def test_a_setting_that_is_none_is_named_with_its_place(self, spec: Spec) -> None:
+        spec.tables["ways"].rows["mean"].settings["model.poling"] = "mean"
+        with pytest.raises(ConfigError, match=r"tiny, table ways, mean: 'model.poling' is not an option"):
+            list(cells(spec, ["ways"], seeds=1, base=Config()))
+
+    def test_an_unknown_name_is_answered_with_the_nearest(self) -> None:
+        with pytest.raises(ConfigError, match="sun2019"):
+            read_spec("sun2018")
+
+
+class TestTrainings:
+    def test_each_is_made_once_and_only_its_answers_are_kept(self, spec: Spec, tmp_path: Path) -> None:
+        wanted = make(spec, tmp_path, seeds=2)
+        told = Told()
+        make(spec, tmp_path, seeds=2, told=told)
+
+        assert not told.said and not told.steps
+        assert len(list((tmp_path / "out/cells").glob("*.json"))) == len(wanted) == 8
+        assert not list((tmp_path / "out/running").iterdir())
+        record = json.loads(next((tmp_path / "out/cells").glob("*.json")).read_text(encoding="utf-8"))
+        assert record["test"]["rows"] > 0 and str(tmp_path / "data") not in json.dumps(record)
+
+    def test_one_that_was_stopped_goes_on(self, spec: Spec, tmp_path: Path) -> None:
+        class Stop(Exception):
+            pass
+
+        class Stopper(Told):
+            def step(self, step: Any) -> None:
+                if step.number == 4:
+                    raise Stop
+
+        spec.settings["train.checkpoint_steps"] = 2
+        wanted = list(cells(spec, ["ways"], seeds=1, base=Config()))
+        options: dict[str, Any] = {"out": tmp_path / "out", "data": tmp_path / "data", "hours": None}
+        with pytest.raises(Stop):
+            make_cells(spec, wanted, listener=Stopper(), **options)
+        told = Told()
+        assert make_cells(spec, wanted, listener=told, **options)
+        assert "Resumed after step 2 of 5." in told.said
+
+        whole = list(cells(spec, ["ways"], seeds=1, base=Config()))
+        make_cells(spec, whole, listener=Told(), **options | {"out": tmp_path / "whole"})
+        for cell in whole:
+            one, other = (read_cell(spec, cell, tmp_path / name) for name in ("out", "whole"))
+            assert one is not None and other is not None and np.array_equal(one.scores.logits, other.scores.logits)
+
+    def test_no_training_begins_when_the_time_is_over(
+        self, spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = iter(range(0, 10**6, 4000))
+        monkeypatch.setattr(reproduce_run.time, "monotonic", lambda: float(next(clock)))
+        told = Told()
+        wanted = list(cells(spec, ["ways"], seeds=1, base=Config()))
+        done = make_cells(spec, wanted, out=tmp_path, data=tmp_path / "data", hours=1, listener=told)
+
+        assert not done and told.said[-1] == "2 trainings are left; run the same command again to go on."
+
+    def test_all_of_them_see_the_same_rows_and_validation_rows_are_no_test_rows(
+        self, spec: Spec, tmp_path: Path
+    ) -> None:
+        parts = [
+            draw_part("topics", spec.data["topics"], out=tmp_path / name, folder=tmp_path / "data", listener=Told())
+            for name in ("a", "b")
+        ]
+        frames = [pl.read_parquet(path) for path in (*parts[0].files, parts[0].valid, parts[0].test)]
+
+        assert [len(frame) for frame in frames] == [40, 9, 8]
+        assert frames[0].equals(pl.read_parquet(parts[1].files[0]))
+        texts = pl.concat(frames)["text 0"].to_list()
+        known = {row["text"] for row in topic_rows(90)}
+        assert set(texts) <= known and len(texts) == 57
+
+    def test_data_that_is_not_there_is_named(self, spec: Spec, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"topics.csv: no such file. Pass the folder .* with --data"):
+            draw_part("topics", spec.data["topics"], out=tmp_path, folder=tmp_path / "none", listener=Told())
+
+
+class TestTables:
+    @pytest.mark.parametrize(
+        ("gap", "low", "high", "said"),
+        [
+            (-0.2, -0.5, 0.1, "noise"), (-0.2, -0.5, -0.1, "holds"), (-0.2, 0.1, 0.5, "does not hold"),
+            (0.3, 0.1, 0.5, "holds"), (None, 0.1, 0.5, "worse"), (None, -0.5, -0.1, "better"),
+            (0.0, 0.1, 0.5, "worse"),
+        ],
+    )  # fmt: skip
+    def test_a_finding_holds_where_our_interval_lies_on_the_published_side(
+        self, gap: float | None, low: float, high: float, said: str
+    ) -> None:
+        assert verdict(gap, low, high, lower_is_better=True) == said
+
+    def test_lines_hold_means_over_seeds_and_paired_differences_in_the_unit_of_the_table(
+        self, spec: Spec, tmp_path: Path
+    ) -> None:
+        wanted = make(spec, tmp_path, seeds=2)
+        found = results(spec, wanted, tmp_path / "out")
+        reference, other = found["ways"]
+
+        errors = {}
+        for cell in wanted:
+            done = read_cell(spec, cell, tmp_path / "out")
+            assert done is not None
+            if cell.table == "ways":
+                errors.setdefault(cell.row, []).append(100 * (1 - done.scores.right.mean()))
+        assert reference["value"] == pytest.approx(np.mean(errors["plain"])) and reference["verdict"] is None
+        assert other["difference"] == pytest.approx(np.mean(errors["mean"]) - np.mean(errors["plain"]))
+        assert other["low"] <= other["difference"] <= other["high"]
+        assert other["sd"] == pytest.approx(np.std(errors["mean"], ddof=1)) and other["seeds"] == 2
+        text = markdown(spec, found, model="tiny", seeds=2)
+        assert "## ways: Ways" in text and "- topics: a part" in text and "published, error, %" in text
+
+    def test_what_is_not_there_yet_is_left_open(self, spec: Spec, tmp_path: Path) -> None:
+        wanted = list(cells(spec, list(spec.tables), seeds=1, base=Config()))
+        found = results(spec, wanted, tmp_path)
+
+        assert found["ways"][1] | {"published": 6.0, "seeds": 0, "value": None} == found["ways"][1]
+        assert "| mean | 6.00 |   | 0 |" in markdown(spec, found, model="tiny", seeds=1)
+
+    def test_differences_over_one_seed_are_those_of_its_rows(self) -> None:
+        random = np.random.default_rng(0)
+        truth = random.integers(0, 3, 200)
+        one, other = (Scores("single", random.normal(size=(200, 3)), truth) for _ in range(2))
+        wanted = differences(one, other, ["accuracy"])["accuracy"]
+
+        assert seed_differences("accuracy", [one], [other]) == pytest.approx(
+            (wanted["difference"], wanted["low"], wanted["high"])
+        )
+
+    def test_seeds_that_differ_widen_the_interval(self) -> None:
+        truth = np.zeros(400, np.int64)
+
+        def scores(wrong: int) -> Scores:
+            logits = np.tile([1.0, 0.0], (400, 1))
+            logits[:wrong] = [0.0, 1.0]
+            return Scores("single", logits, truth)
+
+        same, apart = ([scores(wrong) for wrong in many] for many in ([40, 40], [0, 80]))
+        plain = [scores(0), scores(0)]
+        narrow, wide = (seed_differences("accuracy", side, plain) for side in (same, apart))
+
+        assert narrow[0] == pytest.approx(wide[0])
+        assert wide[2] - wide[1] > 2 * (narrow[2] - narrow[1])
+
+
+class TestCommand:
+    def test_it_trains_writes_the_tables_and_has_nothing_to_do_the_next_time(
+        self, spec: Spec, tmp_path: Path
+    ) -> None:
+        arguments = ["reproduce", tmp_path / "tiny.yaml", "--data", tmp_path / "data", "--out", tmp_path / "out",
+                     "--table", "ways", "--seeds", "1"]  # fmt: skip
+        done = shell(*arguments)
+        again = shell(*arguments, "--json")
+
+        assert done.code == again.code == 0, done.err + again.err
+        assert "## ways: Ways" in done.out and (tmp_path / "out/tiny.md").read_text(encoding="utf-8") in done.out
+        assert again.json["tables"]["ways"][0]["seeds"] == 1
+        assert "1 of 2" in done.err and "1 of 2" not in again.err
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["sun2018"], "did you mean 'sun2019'"), (["sun2019", "--table", "layer"], "did you mean 'layers'"),
+            (["sun2019", "--seeds", "0"], "--seeds 0: takes at least 1"),
+            (["sun2019", "--no-train"], "holds no trainings of a reproduction yet"),
+            (["sun2019", "--set", "data.text=x"], "has no effect here"),
+            (["sun2019", "--data", "nowhere"], "train.jsonl.gz: no such file"),
+        ],
+    )  # fmt: skip
+    def test_what_is_wrong_ends_with_2_and_a_sentence(self, tmp_path: Path, arguments: list[str], said: str) -> None:
+        done = call("reproduce", *arguments, "--out", tmp_path / "out")
+
+        assert done.code == 2 and said in done.err

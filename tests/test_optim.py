@@ -16,7 +16,9 @@ from bertune.config import TrainConfig
 from bertune.model import kernels
 from bertune.model.classifier import ClassifierModel
 from bertune.model.noise import Noise
-from bertune.training.optim import Optimizer, RowAdam, freeze, learning_rates
+from bertune.training.optim import Optimizer, freeze
+from bertune.training.rates import learning_rates
+from bertune.training.rowadam import RowAdam
 from tiny_models import batch_of, loaded, random_rows
 from tiny_runs import VOCABULARY
 

@@ -18,6 +18,7 @@ from bertune.training.mixout import Mixout
 from bertune.training.rates import layer_factors, learning_rates
 from bertune.training.rowadam import RowAdam
 
+WORDS = "encoder.embeddings.word.weight"
 UNCORRECTED = 1e12  # steps of a moment that are said to have gone by where nothing is corrected: both corrections are 1
 
 
@@ -93,14 +94,13 @@ class Optimizer:
         )  # with no decay this is plain Adam
         self.grads: list[Tensor | None] = [None] * len(self.masters)  # of the step so far
         self._scale = 1.0  # what clipping leaves of them
-        self.thaw = thaw or {}
-        self._frozen = [(param, self.thaw[name]) for name, param in model.named_parameters() if self.thaw.get(name)]
+        waits = {name: steps for name, steps in (thaw or {}).items() if steps}
+        self._waiting = [(param, waits[name]) for name, param in model.named_parameters() if name in waits]
         self.rows = None
         if by_row:
-            name = "encoder.embeddings.word.weight"
             self.rows = RowAdam(
-                word, self.rates * self.scales[name], betas=config.betas, eps=config.eps, decay=decay,  # type: ignore[arg-type]
-                begin=self.thaw.get(name, 0), corrected=self.corrected,
+                word, self.rates * self.scales[WORDS], betas=config.betas, eps=config.eps, decay=decay,  # type: ignore[arg-type]
+                begin=(thaw or {}).get(WORDS, 0), corrected=self.corrected,
             )
         self.mixout: Mixout | None = None
         if config.mixout:
@@ -122,8 +122,8 @@ class Optimizer:
 
     def begin(self, step: int) -> None:
         """Make the model ready for the forward passes of step `step` (from 1)."""
-        for param, waits in self._frozen:
-            param.requires_grad_(step > waits)
+        for param, steps in self._waiting:
+            param.requires_grad_(step > steps)
         if self.mixout is not None:
             self.mixout.mix(self.params, self.masters, step)
 
@@ -236,6 +236,11 @@ class Optimizer:
         """Complete every postponed update, so that the weights are those after `step` steps."""
         if self.rows is not None:
             self.rows.catch_up(None, step)
+
+    def trained(self) -> dict[str, Tensor]:
+        """`weights`, and the token embeddings where they are updated by row; after `finish`."""
+        by_row = {} if self.rows is None else {WORDS: self.rows.table.detach()}
+        return self.weights() | by_row
 
     def weights(self) -> dict[str, Tensor]:
         """fp32 weights by parameter name: masters where there are any. Not copies."""

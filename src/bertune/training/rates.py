@@ -50,7 +50,9 @@ def depth_of(name: str, layers: int) -> int:
     return layers - 1 - int(part[1]) if side == "encoder" and part[0] == "layers" else 0
 
 
-def thaw_steps(names: Iterable[str], *, layers: int, unfreeze: str | float, steps: int, per_epoch: int) -> dict[str, int]:
+def thaw_steps(
+    names: Iterable[str], *, layers: int, unfreeze: str | float, steps: int, per_epoch: int
+) -> dict[str, int]:
     """Gradual unfreezing: how many steps pass before each weight is trained.
 
     Howard & Ruder 2018 (arXiv 1801.06146, section 3.3): the head and the top layer first, then one layer more at a

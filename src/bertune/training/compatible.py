@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from bertune.config import Config, ModelConfig, TrainConfig
 from bertune.errors import ConfigError
 from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import EncoderConfig
+from bertune.model.lowrank import is_adapter
 from bertune.training.features import first_trained_layer
 
 # Options without an effect unless another one has some value; all of them stand in TrainConfig or ModelConfig.
@@ -96,6 +99,15 @@ def check_reinit(config: Config, encoder: EncoderConfig, start: int) -> None:
         raise ConfigError(
             f"--reinit-layers {count}: --freeze {config.model.freeze} would leave new weights as they were drawn. "
             "Leave one of them out."
+        )
+
+
+def check_base(config: Config, folder: Path) -> None:
+    """Raise ConfigError where LoRA would stand beside matrices that stand beside others; `folder`: the encoder."""
+    if config.model.lora and is_adapter(folder):
+        raise ConfigError(
+            f"--lora {config.model.lora}: {folder} was itself trained with LoRA, beside another model. Merge it first: "
+            f"bertune convert {folder} OUT, and pass --model OUT."
         )
 
 

@@ -25,7 +25,8 @@ from bertune.files import atomic_path, sha256_of, write_atomic, write_json
 from bertune.hub import Source, weight_files
 from bertune.model.attention import count_pairs
 from bertune.model.encoder import padding_share
-from bertune.model.load import opens_in_transformers, read_source, save_model
+from bertune.model.load import opens_in_transformers, read_source, save_config, save_model
+from bertune.model.lowrank import Base, save_adapter, weights_digest
 from bertune.presets import PRESETS
 from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
@@ -124,11 +125,21 @@ def write_model(
         truncation=config.model.truncation, encoder=encoder.arch,
         head=HeadSpec(kind=head.kind, pooling=head.pooling, dropout=head.dropout, hidden=head.hidden),
         base_model=base_model(config.model.name, config.model.revision, base, folder),
-        opens_in_transformers=opens_in_transformers(encoder.arch, head),
+        opens_in_transformers=not fit.matrices and opens_in_transformers(encoder.arch, head),
     )
 
     def write_files(staging: Path) -> None:
-        save_model(staging, model, read_source(folder), labels=task.labels, problem_type=task.problem_type)
+        if fit.lora is None:
+            save_model(staging, model, read_source(folder), labels=task.labels, problem_type=task.problem_type)
+        else:
+            source = read_source(folder)
+            save_config(staging, model, source, labels=task.labels, problem_type=task.problem_type)
+            digest = weights_digest(folder)
+            assert digest is not None  # see check_base
+            save_adapter(
+                staging, fit.matrices, model, scale=fit.lora.scale, targets=config.model.lora_targets,
+                base=Base(bundle.base_model.name, bundle.base_model.revision, digest),
+            )
         tokenizer.save(staging)
 
     return write_bundle(out, bundle, write_files)

@@ -34,6 +34,7 @@ from bertune.training.features import Features, first_trained_layer
 from bertune.training.interrupt import Interrupts, Stopped
 from bertune.training.listen import Listener
 from bertune.training.loop import Course, Diverged, Step, advice, training_steps
+from bertune.training.lora import PREFIX, Lora, train_beside
 from bertune.training.optim import Optimizer, freeze
 from bertune.training.prepare import Prepared, Split
 from bertune.training.rates import thaw_steps
@@ -88,6 +89,8 @@ class Fit:
         self.progress = Progress()
         train = prepared.train
         freeze(model, config.model.freeze, train_positions=config.model.train_positions)
+        if config.model.lora:
+            train_beside(model, config.model)
         model.to(machine.torch_device)
         before = {name: value.detach() for name, value in model.named_parameters()}
         model.encoder.compute_in(machine.dtype, kernels=machine.kernels)
@@ -95,9 +98,11 @@ class Fit:
         full = {name: before[name] for name, value in model.named_parameters() if value.dtype != before[name].dtype}
         trained = {name for name, value in model.named_parameters() if value.requires_grad}
         self._frozen = {name: value for name, value in full.items() if name not in trained}
+        self.lora = Lora(model, config.model, full, seed=config.train.seed) if config.model.lora else None
+        self.matrices: dict[str, Tensor] = {}  # of LoRA, as they belong to the chosen weights
         self.optimizer = Optimizer(
             model, config.train, lr=plan.lr, head_lr=plan.head_lr, steps=plan.steps, full=full,
-            compiled=machine.kernels == "compiled", thaw=self._thaw(trained),
+            compiled=machine.kernels == "compiled", thaw=self._thaw(trained), lora=self.lora,
         )
         self.average = make_average(config.train, steps=plan.steps)
         if machine.compile and isinstance(model.encoder, Encoder):
@@ -392,7 +397,8 @@ class Fit:
         self.optimizer.finish(self.progress.step)
         weights = self._best if self._best is not None else self._result()
         self.model.encoder.compute_in(torch.float32)
-        self.model.load_state_dict(weights)
+        self.matrices = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
+        self.model.load_state_dict({name: value for name, value in weights.items() if not name.startswith(PREFIX)})
 
     def _choose_good(self, error: Diverged) -> int | None:
         """Put the last good weights into the model: the best so far, or else the last, or else those of a checkpoint

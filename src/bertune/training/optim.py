@@ -14,6 +14,7 @@ from bertune.errors import ConfigError
 from bertune.model import kernels
 from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import Encoder
+from bertune.training.lora import PREFIX, Lora
 from bertune.training.mixout import Mixout
 from bertune.training.rates import layer_factors, learning_rates
 from bertune.training.rowadam import RowAdam
@@ -53,15 +54,16 @@ class Optimizer:
     def __init__(
         self, model: ClassifierModel, config: TrainConfig, *, lr: float, steps: int, full: dict[str, Tensor],
         head_lr: float | None = None, compiled: bool = False, thaw: dict[str, int] | None = None,
-        rates: np.ndarray | None = None,
+        rates: np.ndarray | None = None, lora: Lora | None = None,
     ) -> None:
         """`full`: fp32 values, by name, of the parameters that the model holds in lower precision.
 
         lr, head_lr: peak learning rates of the encoder and of the head; None: one for both.
         compiled: let kernels.c do the steps; else torch does. thaw: how many steps pass before a weight is trained, by
         name (see `rates.thaw_steps`); rates: of each step, in place of the configured schedule.
+        lora: matrices that are trained in place of those that they stand beside.
         """
-        self.compiled = compiled
+        self.compiled, self.lora = compiled, lora
         self.rates = learning_rates(config, peak=lr, steps=steps) if rates is None else rates
         # BERT's own program corrects no moment for its start at zero; Zhang et al. 2021 (arXiv 2006.05987, section 4)
         # show what that does to small data.
@@ -77,6 +79,8 @@ class Optimizer:
         for name, param in model.named_parameters():
             if not param.requires_grad or (by_row and param is word):
                 continue
+            if lora is not None and name in lora.weights:
+                continue
             # Kernels take weights by address, and files of torch.save may hold transposed ones.
             param.data = param.data.contiguous()
             master = param if param.dtype == torch.float32 else nn.Parameter(full[name].contiguous())
@@ -85,6 +89,11 @@ class Optimizer:
             self.masters.append(master)
             plain = name.endswith("bias") or "norm" in name.rsplit(".", 2)[-2].lower()
             groups.setdefault((self.scales[name], not plain), []).append(master)
+        for key, matrix in (lora.matrices if lora is not None else {}).items():
+            self.names.append(PREFIX + key)
+            self.params.append(matrix)
+            self.masters.append(matrix)
+            groups.setdefault((self.scales[key.split("/")[0]], True), []).append(matrix)
         self.dense = torch.optim.AdamW(
             [
                 {"params": params, "weight_decay": decay if decays else 0.0, "scale": scale}
@@ -150,6 +159,8 @@ class Optimizer:
 
     def collect(self) -> None:
         """Take the gradients of one backward pass from the parameters and add them up."""
+        if self.lora is not None:
+            self.lora.collect()
         for place, param in enumerate(self.params):
             found, held = param.grad, self.grads[place]
             if found is not None:
@@ -200,6 +211,8 @@ class Optimizer:
         if self.rows is not None and self._leaf is not None and self._leaf.grad is not None:
             assert self._index is not None
             self.rows.update(self._index, self._leaf.detach(), self._leaf.grad * self._scale, step)
+        if self.lora is not None:
+            self.lora.merge()
         self.forget()
 
     def _apply_compiled(self) -> None:
@@ -243,8 +256,10 @@ class Optimizer:
         return self.weights() | by_row
 
     def weights(self) -> dict[str, Tensor]:
-        """fp32 weights by parameter name: masters where there are any. Not copies."""
-        return {name: master.detach() for name, master in zip(self.names, self.masters, strict=True)}
+        """fp32 weights by parameter name: masters where there are any. Not copies, but for what LoRA merges; its own
+        matrices are among them, under names that begin with `lora.PREFIX`."""
+        merged = {} if self.lora is None else self.lora.merged()
+        return merged | {name: master.detach() for name, master in zip(self.names, self.masters, strict=True)}
 
     def state(self) -> dict[str, Tensor]:
         """Moments and progress, by name; with the weights, all that going on needs. Not copies."""
@@ -279,3 +294,5 @@ class Optimizer:
                 self.rows.mean.copy_(state["rows/mean"])
                 self.rows.square.copy_(state["rows/square"])
                 self.rows.done[:] = state["rows/done"].numpy()
+        if self.lora is not None:
+            self.lora.merge()

@@ -30,7 +30,7 @@ from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
 from bertune.training.check import check_used
 from bertune.training.checkup import Checkup, look_over
-from bertune.training.compatible import check_compatible, check_dropout
+from bertune.training.compatible import check_base, check_compatible, check_dropout
 from bertune.training.features import first_trained_layer
 from bertune.training.finish import finish, keep_good
 from bertune.training.fit import Fit
@@ -98,6 +98,7 @@ def _run(
         check_enough(config.decide, prepared.task.kind, len(prepared.splits["conformal"]))
     check_freeze(config, encoder)
     check_compatible(config, encoder)
+    check_base(config, folder)
     check_columns(config, prepared)
     max_length = settle_length(config, encoder, prepared.task, tokenizer)
     tokenize(prepared, tokenizer, max_length=max_length, truncation=config.model.truncation, say=say)

@@ -43,6 +43,7 @@ COMMANDS = {
     "explain": ("explain", "Explain", "Say which words made a label, and which training rows are most alike."),
     "compare": ("compare", "Compare", "Say whether a trained model is better than another, or it is noise."),
     "curve": ("curve", "Curve", "Say what fewer training rows reach, and what twice as many would bring."),
+    "lr": ("lr", "Lr", "Say which learning rates a training can take: a short one at rising rates, as a picture."),
     "report": ("report", "Report", "Make the page of a trained model: results, figures, errors, how to run it again."),
     "models": ("models", "Models", "List the models that have a short name: size, licence, and where they are."),
     "convert": ("models", "Convert", "Write any model as a clean folder that can be trained."),

@@ -216,7 +216,7 @@ def card_info(fit: Fit, bundle: Bundle, base: Source, metrics: dict[str, Any], o
         "weight decay": train.weight_decay if train.optimizer == "adamw" else None, "gradient norm at most": train.clip,
         "pooling": bundle.head.pooling, "head": HEADS.get(bundle.head.kind, bundle.head.kind),
         "loss": loss_name(fit.prepared.task.kind, train), "class weights": train.class_weights,
-        "label prior": train.label_prior, "label smoothing": train.label_smoothing or None,
+        "label prior": train.label_prior, "label smoothing": train.label_smoothing or None, **techniques(config),
         "frozen": config.model.freeze, "weights kept": kept_weights(fit), "seed": train.seed,
         "precision": fit.machine.precision,
     }
@@ -233,6 +233,24 @@ def card_info(fit: Fit, bundle: Bundle, base: Source, metrics: dict[str, Any], o
         base_languages=preset.languages if preset else None,
         remarks=[fit.prepared.train.tokens.truncation().sentence()], rule=bundle.decision,
     )
+
+
+def techniques(config: Config) -> dict[str, str]:
+    """What was done beyond plain training, as the card tells it."""
+    model, train = config.model, config.train
+    lora = f"rank {model.lora}, alpha {model.lora_alpha:g}, beside {', '.join(model.lora_targets)}"
+    average = f"ema, {train.ema_decay:g}" if train.average == "ema" else f"swa, after {train.swa_start:g} of all steps"
+    found = {
+        "layer-wise decay": f"{train.layer_decay:g} ({train.layer_decay_on})" if train.layer_decay != 1 else "",
+        "gradual unfreezing": f"{train.unfreeze}" if train.unfreeze != "none" else "",
+        "new top layers": f"{model.reinit_layers}" if model.reinit_layers else "",
+        "LoRA": lora if model.lora else "",
+        "R-Drop": f"{train.r_drop:g}" if train.r_drop else "",
+        "adversarial": f"{train.adversarial}, {train.adversarial_steps} passes" if train.adversarial != "none" else "",
+        "mixout": f"{train.mixout:g}" if train.mixout else "",
+        "weights averaged": average if train.average != "none" else "",
+    }
+    return {name: text for name, text in found.items() if text}
 
 
 def loss_name(kind: str, train: TrainConfig) -> str:

@@ -81,8 +81,9 @@ class Fit:
 
     def __init__(
         self, model: ClassifierModel, prepared: Prepared, config: Config, plan: Plan, machine: Machine, *,
-        metric: str, folder: Path, listener: Listener,
+        metric: str, folder: Path, listener: Listener, rates: np.ndarray | None = None,
     ) -> None:
+        """rates: of each step, in place of the configured schedule."""
         self.model, self.prepared, self.config, self.plan, self.machine = model, prepared, config, plan, machine
         self.metric, self.run_folder, self.listener = metric, folder, listener
         self.folder = folder / "checkpoints"
@@ -102,7 +103,7 @@ class Fit:
         self.matrices: dict[str, Tensor] = {}  # of LoRA, as they belong to the chosen weights
         self.optimizer = Optimizer(
             model, config.train, lr=plan.lr, head_lr=plan.head_lr, steps=plan.steps, full=full,
-            compiled=machine.kernels == "compiled", thaw=self._thaw(trained), lora=self.lora,
+            compiled=machine.kernels == "compiled", thaw=self._thaw(trained), lora=self.lora, rates=rates,
         )
         self.average = make_average(config.train, steps=plan.steps)
         if machine.compile and isinstance(model.encoder, Encoder):

@@ -8,9 +8,10 @@ model.safetensors: A, B and the head by our own names, and in its header which m
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from bertune.bundle import Bundle, write_bundle
 from bertune.errors import BertuneError, ModelError
-from bertune.files import atomic_path
+from bertune.files import atomic_path, to_json
 from bertune.hub import CONFIG, TOKENIZER_FILES, weight_files
 from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import EncoderConfig
@@ -72,12 +73,12 @@ def add_product(weight: Tensor, place: Place, a: Tensor, b: Tensor, scale: float
 
 @dataclass(frozen=True)
 class Base:
-    """The model that matrices belong to. digest: SHA-256 of its weights; name, revision: as for --model, without the
-    folders before it."""
+    """The model that matrices belong to: its name and revision as for --model, without the folders before it, and the
+    SHA-256 of its weights."""
 
     name: str
     revision: str | None
-    digest: str
+    sha256: str
 
 
 def weights_digest(folder: Path) -> str | None:
@@ -97,12 +98,10 @@ def save_adapter(
     """Write adapter.safetensors: A and B by `Place.key`, and the head of `model`."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in matrices.items()}
     head = {f"head.{name}": value.detach().cpu().contiguous() for name, value in model.head.state_dict().items()}
-    header = {
-        "format": "pt", "base": base.name, "revision": base.revision or "", "sha256": base.digest,
-        "scale": repr(scale), "targets": ",".join(targets),
-    }  # fmt: skip
+    header = {"base": asdict(base), "scale": scale, "targets": list(targets)}
     with atomic_path(folder / ADAPTER) as path:
-        save_file(tensors | head, path, metadata=header)
+        # One entry: safetensors writes several in any order, and the same run is to end with the same bytes.
+        save_file(tensors | head, path, metadata={"bertune": to_json(header)})
 
 
 @dataclass(frozen=True)
@@ -141,11 +140,11 @@ def read_adapter(folder: Path) -> Adapter | None:
     path = folder / ADAPTER
     try:
         with safe_open(path, framework="pt") as opened:
-            header = opened.metadata() or {}
+            header = json.loads((opened.metadata() or {})["bertune"])
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-        base = Base(header["base"], header["revision"] or None, header["sha256"])
-        targets, scale = tuple(header["targets"].split(",")), float(header["scale"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        base = Base(**header["base"])
+        targets, scale = tuple(header["targets"]), float(header["scale"])
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise ModelError(f"{path}: not readable as an adapter of bertune, so it is damaged or cut: {error}") from None
     return Adapter(_find(folder, base), tensors, targets, scale)
 
@@ -165,11 +164,11 @@ def _find(folder: Path, base: Base) -> Path:
             digest = weights_digest(found)
         except (BertuneError, OSError):
             continue
-        if digest == base.digest:
+        if digest == base.sha256:
             return found
         others = f"; {found} has others" if digest is not None else others
     raise ModelError(
-        f"{folder}: was trained with LoRA beside the model '{base.name}', whose weights (SHA-256 {base.digest}) are "
+        f"{folder}: was trained with LoRA beside the model '{base.name}', whose weights (SHA-256 {base.sha256}) are "
         f"not found{others}. Put the folder of that model at {folder / BASE}."
     )
 

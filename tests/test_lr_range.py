@@ -45,7 +45,7 @@ def test_the_suggestion_is_a_tenth_of_the_rate_with_the_lowest_smoothed_loss() -
 def test_it_runs_away_where_the_smoothed_loss_is_half_as_much_again_as_at_first() -> None:
     found = judged(RATES, valley())
     line = smoothed(valley())
-    place = int(np.flatnonzero(RATES == found["diverged"])[0])
+    place = int(np.flatnonzero(found["diverged"] == RATES)[0])
 
     assert line[place] > 1.5 * found["first"] >= line[place - 1]
     assert "From " in in_words(found) and "on training runs away." in in_words(found)

@@ -111,7 +111,7 @@ def test_a_model_without_dropout_is_refused(tmp_path: Path) -> None:
         train(tmp_path / "out", model, train__r_drop=1.0)
 
     assert str(caught.value) == (
-        "--r-drop 1: compares two passes with different dropout, and what is trained here has none. Pass --dropout, for "
-        "example --dropout 0.1, or leave it out."
+        "--r-drop 1: compares two passes with different dropout, and what is trained here has none. Pass --dropout, "
+        "for example --dropout 0.1, or leave it out."
     )
     assert not (tmp_path / "out").exists()

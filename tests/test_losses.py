@@ -142,3 +142,11 @@ def test_losses_for_rare_labels_add_up_and_have_finite_gradients(loss: str) -> N
     assert whole.item() == pytest.approx(parts.item(), rel=1e-5)
     whole.backward()
     assert logits.grad is not None and torch.isfinite(logits.grad).all()
+
+
+def test_smoothing_of_several_labels_moves_each_target_towards_one_half():
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(2))
+    targets = (torch.rand(5, 3, generator=torch.Generator().manual_seed(3)) > 0.5).float()
+    soft = torch.where(targets > 0.5, torch.tensor(0.95), torch.tensor(0.05))
+    loss = make_loss("multi", TrainConfig(label_smoothing=0.1), targets.numpy(), 3, CPU)
+    assert torch.allclose(loss(logits, targets) / 5, F.binary_cross_entropy_with_logits(logits, soft))

@@ -16,7 +16,9 @@ from bertune.config import TrainConfig
 from bertune.model import kernels
 from bertune.model.classifier import ClassifierModel
 from bertune.model.noise import Noise
-from bertune.training.optim import Optimizer, RowAdam, freeze, learning_rates
+from bertune.training.optim import Optimizer, freeze
+from bertune.training.rates import learning_rates
+from bertune.training.rowadam import RowAdam
 from tiny_models import batch_of, loaded, random_rows
 from tiny_runs import VOCABULARY
 
@@ -55,7 +57,16 @@ class TestLearningRates:
     def test_constant_without_warm_up_is_the_peak_from_the_first_step(self) -> None:
         assert learning_rates(config(warmup=0.0, schedule="constant"), peak=1e-4, steps=7).tolist() == [1e-4] * 7
 
-    @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+    def test_the_slanted_triangle_is_that_of_its_paper(self) -> None:
+        """Howard & Ruder 2018, equation 3, with T = 200, cut_frac = 0.1 and ratio = 32."""
+        rates = learning_rates(config(warmup=0.1, schedule="slanted-triangular"), peak=0.01, steps=200)
+        cut = 20
+        for step in range(200):
+            share = step / cut if step < cut else 1 - (step - cut) / (cut * (1 / 0.1 - 1))
+            assert rates[step] == pytest.approx(0.01 * (1 + share * 31) / 32)
+        assert rates.max() == rates[cut] == 0.01
+
+    @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant", "slanted-triangular"])
     @pytest.mark.parametrize("steps", [1, 2, 3])
     def test_the_shortest_runs_have_positive_rates(self, schedule: str, steps: int) -> None:
         rates = learning_rates(config(schedule=schedule), peak=1.0, steps=steps)
@@ -179,6 +190,7 @@ def our_step(
 ) -> None:  # fmt: skip
     batch, noise = batch_of(rows), Noise(torch.device("cpu"))
     noise.seek(0, step, batch)
+    optimizer.begin(step)
     look_up = optimizer.words(batch.ids, step)
     words = look_up(batch.ids) if look_up is not None else None
     logits = model(model.inputs(batch), noise=noise if noisy else None, words=words)
@@ -234,6 +246,48 @@ class TestOptimizer:
             assert torch.allclose(found, wanted, rtol=0, atol=2e-5), name
             moved = (value - start[name]).abs().max()
             assert moved > 1e-3, f"{name} hardly moved, so the comparison says nothing"
+
+    def test_berts_own_adam_corrects_no_moment_and_decays_apart(self, tiny_bert: Path) -> None:
+        settings = config(optimizer="bert-adam", lr=2e-3, schedule="constant", warmup=0.0)
+        ours, _ = loaded(tiny_bert)
+        theirs, _ = loaded(tiny_bert)
+        optimizer = new_optimizer(ours, settings)
+        moments: dict[str, tuple[Tensor, Tensor]] = {}
+        for step, (rows, targets) in zip(range(1, 26), batches(), strict=False):
+            our_step(ours, optimizer, rows, targets, step, noisy=False, clip=1e9)
+            batch = batch_of(rows)
+            theirs.zero_grad()
+            nn.functional.cross_entropy(theirs(theirs.inputs(batch)), targets).backward()
+            with torch.no_grad():
+                for name, value in theirs.named_parameters():
+                    assert value.grad is not None
+                    mean, square = moments.setdefault(name, (torch.zeros_like(value), torch.zeros_like(value)))
+                    mean.mul_(0.9).add_(value.grad, alpha=0.1)
+                    square.mul_(0.999).addcmul_(value.grad, value.grad, value=0.001)
+                    plain = name.endswith("bias") or ".norm" in name
+                    value.mul_(1 if plain else 1 - 2e-3 * 0.1).sub_(2e-3 * mean / (square.sqrt() + 1e-8))
+        optimizer.finish(25)
+
+        hidden = ours.encoder.config.hidden
+        for name, value in theirs.named_parameters():
+            found, wanted = ours.state_dict()[name], value.detach()
+            if name.endswith("qkv.bias"):
+                found, wanted = (torch.cat([part[:hidden], part[2 * hidden :]]) for part in (found, wanted))
+            assert torch.allclose(found, wanted, rtol=0, atol=5e-5), name
+
+    def test_without_correction_the_first_step_is_some_three_times_as_long(self, tiny_bert: Path) -> None:
+        moves = []
+        for name in ("adamw", "bert-adam"):
+            model, _ = loaded(tiny_bert)
+            before = model.encoder.layers[1].down.weight.detach().clone()
+            optimizer = new_optimizer(
+                model, config(optimizer=name, schedule="constant", warmup=0.0, weight_decay=0.0, eps=1e-30)
+            )
+            rows, targets = next(batches())
+            our_step(model, optimizer, rows, targets, 1, noisy=False, clip=1e9)
+            moves.append(float((model.encoder.layers[1].down.weight.detach() - before).abs().max()))
+
+        assert moves[1] / moves[0] == pytest.approx(0.1 / 0.001**0.5, rel=1e-3)
 
     def test_finish_may_be_called_any_number_of_times(self, tiny_bert: Path) -> None:
         model, _ = loaded(tiny_bert)

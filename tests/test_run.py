@@ -314,7 +314,7 @@ class TestUnusedOptions:
         ("settings", "message"),
         [
             ({"train.label_smoothing": 0.1, "train.loss": "focal"},
-             "--label-smoothing 0.1: belongs to cross-entropy over one label a row, and this is the focal loss"),
+             "--label-smoothing 0.1: belongs to cross-entropy, and --loss focal has targets of its own."),
             ({"train.focal_gamma": 3.0}, "train.focal_gamma 3: needs --loss focal."),
             ({"train.negative_gamma": 3.0}, "train.negative_gamma 3: needs --loss asymmetric."),
             ({"train.loss": "asymmetric"}, "--loss asymmetric: belongs to a task with any number of labels a row."),
@@ -328,9 +328,9 @@ class TestUnusedOptions:
             train(settings=settings)
         assert not (tmp_path / "out").exists()
 
-    def test_label_smoothing_is_for_one_label_a_row(self, train: Train) -> None:
-        with pytest.raises(ConfigError, match="and this is a task with any number of labels a row"):
-            train(multi_rows(60), settings={"train.label_smoothing": 0.1})
+    def test_label_smoothing_of_several_labels_is_for_cross_entropy_too(self, train: Train) -> None:
+        with pytest.raises(ConfigError, match="and --loss asymmetric has targets of its own"):
+            train(multi_rows(60), settings={"train.label_smoothing": 0.1, "train.loss": "asymmetric"})
 
     @pytest.mark.parametrize("value", ["all", "-1", True])
     def test_what_can_be_frozen_is_said(self, train: Train, value: object) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bertune.training.curve import LearningCurve
     from bertune.training.folds import CrossValidation
     from bertune.training.listen import Listener
+    from bertune.training.lr_range import LrRange
     from bertune.training.run import Result
 
 Names = str | Sequence[str] | None
@@ -114,6 +115,33 @@ def learning_curve(
         chosen, out=out, shares=shares, repeats=repeats, source=source, resume=resume, overwrite=overwrite,
         listener=listener,
     )  # fmt: skip
+
+
+def lr_range(
+    data: Any, *, out: str | Path, steps: int = 120, lowest: float = 1e-6, highest: float = 1e-1, text: Names = None,
+    text_pair: Names = None, label: Names = None, valid: str | Path | float | None = None,
+    test: str | Path | float | None = None, model: str | Path | None = None, batch_size: int | None = None,
+    seed: int | None = None, config: Config | str | Path | None = None, settings: Mapping[str, Any] | None = None,
+    overwrite: bool = False, listener: Listener | None = None,
+) -> LrRange:
+    """Train for `steps` steps while the learning rate rises from `lowest` to `highest`; other arguments as for `train`.
+
+    The result's `found` has `points` (rate, loss, smoothed loss), `lowest`, `suggestion` (a tenth of the rate with the
+    lowest smoothed loss) and `diverged` (where the loss runs away). The picture is run/lr-range.png in `out`.
+    """
+    from bertune.report.rates import keep_range
+    from bertune.training.lr_range import lr_range as run_range
+
+    chosen, source = _configured(
+        data, config, settings, text=text, text_pair=text_pair, label=label, valid=valid, test=test, model=model,
+        place="lr_range()", more={"train": {"batch_size": batch_size, "seed": seed}},
+    )  # fmt: skip
+    result = run_range(
+        chosen, out=out, steps=steps, lowest=lowest, highest=highest, source=source, overwrite=overwrite,
+        listener=listener,
+    )  # fmt: skip
+    keep_range(result.found, Path(out) / "run")
+    return result
 
 
 def load(

@@ -324,6 +324,8 @@ def _what_it_is(folder: Path) -> str:
         inner = sorted(path.parent for path in (folder / RUN_FOLDER / several).glob(f"*/{BUNDLE_FILE}"))
         if inner:
             return f"several trainings, and no model of its own. Each is a result, for example {inner[0]}."
+    if (folder / RUN_FOLDER / "lr-range.json").is_file():
+        return f"a test of learning rates, and no model. {_HOW}"
     if _is_output(folder):
         return "a run that has not finished: it has no bertune.json yet. Go on with: bertune train ... --resume."
     if (folder / "config.json").is_file():

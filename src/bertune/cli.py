@@ -44,6 +44,7 @@ COMMANDS = {
     "compare": ("compare", "Compare", "Say whether a trained model is better than another, or it is noise."),
     "curve": ("curve", "Curve", "Say what fewer training rows reach, and what twice as many would bring."),
     "reproduce": ("reproduce", "Reproduce", "Make published tables again, and say which of their findings hold here."),
+    "lr": ("lr", "Lr", "Say which learning rates a training can take: a short one at rising rates, as a picture."),
     "report": ("report", "Report", "Make the page of a trained model: results, figures, errors, how to run it again."),
     "models": ("models", "Models", "List the models that have a short name: size, licence, and where they are."),
     "convert": ("models", "Convert", "Write any model as a clean folder that can be trained."),

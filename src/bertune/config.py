@@ -125,6 +125,25 @@ class ModelConfig(Section):
         json_schema_extra=flag("--freeze", group="Model", metavar="none|encoder|embeddings|K"),
     )
     train_positions: bool = Field(True, description="Train the position embeddings (the book's program does not).")
+    reinit_layers: int = Field(
+        0,
+        ge=0,
+        description="Start with new weights in so many top layers, and in BERT's pooler.",
+        json_schema_extra=flag("--reinit-layers", group="Regularisation", metavar="K"),
+    )
+    lora: int = Field(
+        0,
+        ge=0,
+        description="Train the head and, in place of the encoder, matrices of this rank beside its own (LoRA); 0: off.",
+        json_schema_extra=flag("--lora", group="Regularisation", metavar="RANK"),
+    )
+    lora_alpha: float = Field(16.0, gt=0, description="LoRA's matrices count alpha / rank times.")
+    lora_targets: list[Literal["query", "key", "value", "out", "up", "down"]] = Field(
+        ["query", "value"],
+        min_length=1,
+        description="Products of each layer that LoRA's matrices stand beside: query, key, value, out, up, down.",
+        json_schema_extra={"metavar": "A,B,C"},
+    )
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -171,33 +190,58 @@ class TrainConfig(Section):
         json_schema_extra=flag("--batch-size", group="Training"),
     )
     lr: float | None = Field(
-        None, gt=0, description="Peak learning rate of the encoder.", json_schema_extra=flag("--lr", group="Training")
+        None,
+        gt=0,
+        description="Peak learning rate of the encoder.",
+        json_schema_extra=flag("--lr", group="Learning rates"),
     )
     head_lr: float | None = Field(
-        None, gt=0, description="Peak learning rate of the head; by default ten times --lr if it is new, else --lr."
+        None,
+        gt=0,
+        description="Peak learning rate of the head; by default ten times --lr if it is new, else --lr.",
+        json_schema_extra=flag("--head-lr", group="Learning rates"),
     )
-    optimizer: Literal["adamw", "adam"] = Field(
-        "adamw", description="Optimizer.", json_schema_extra=flag("--optimizer", group="Training")
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Each layer learns at this many times the rate of the layer above it; 1: all alike.",
+        json_schema_extra=flag("--layer-decay", group="Learning rates"),
+    )
+    layer_decay_on: Literal["all", "encoder"] = Field(
+        "all",
+        description="all: --layer-decay goes on to the embeddings; encoder: they keep --lr, as in Sun et al. 2019.",
+        json_schema_extra=flag("--layer-decay-on", group="Learning rates"),
+    )
+    unfreeze: float | Literal["none", "epoch"] = Field(
+        "none",
+        description="Gradual unfreezing from the top: a layer more each epoch, or evenly over this share of all steps.",
+        json_schema_extra=flag("--unfreeze", group="Learning rates", metavar="none|epoch|SHARE"),
+    )
+    optimizer: Literal["adamw", "adam", "bert-adam"] = Field(
+        "adamw",
+        description="Optimizer; bert-adam: adamw without the correction of its moments, to reproduce old results only.",
+        json_schema_extra=flag("--optimizer", group="Training"),
     )
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="Decay of the first and second moments.")
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
     weight_decay: float = Field(
         0.01,
         ge=0,
-        description="Decoupled weight decay (adamw; not on biases and norms).",
-        json_schema_extra=flag("--weight-decay", group="Training"),
+        description="Decoupled weight decay (not of adam; not on biases and norms).",
+        json_schema_extra=flag("--weight-decay", group="Regularisation"),
     )
-    schedule: Literal["linear", "cosine", "constant"] = Field(
+    schedule: Literal["linear", "cosine", "constant", "slanted-triangular"] = Field(
         "linear",
-        description="Learning rate after the warm-up.",
-        json_schema_extra=flag("--schedule", group="Training"),
+        description="Learning rate after the warm-up; slanted-triangular: from and to 1/32 of the peak.",
+        json_schema_extra=flag("--schedule", group="Learning rates"),
     )
     warmup: float = Field(
         0.1,
         ge=0,
         lt=1,
         description="Share of all steps that the warm-up takes.",
-        json_schema_extra=flag("--warmup", group="Training"),
+        json_schema_extra=flag("--warmup", group="Learning rates"),
     )
     clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null: no clipping.")
     loss: Literal["auto", "focal", "asymmetric", "distribution-balanced"] = Field(
@@ -220,9 +264,39 @@ class TrainConfig(Section):
         0.0,
         ge=0,
         lt=1,
-        description="Label smoothing (one label a row).",
-        json_schema_extra=flag("--label-smoothing", group="Training"),
+        description="Share of the target that is spread evenly, over all labels or over there and not there.",
+        json_schema_extra=flag("--label-smoothing", group="Regularisation"),
     )
+    r_drop: float = Field(
+        0.0,
+        ge=0,
+        description="R-Drop: how much two passes with different dropout have to agree; 0: one pass.",
+        json_schema_extra=flag("--r-drop", group="Regularisation", metavar="ALPHA"),
+    )
+    adversarial: Literal["none", "freelb"] = Field(
+        "none",
+        description="freelb: train on token embeddings that are moved so as to mislead the model.",
+        json_schema_extra=flag("--adversarial", group="Regularisation"),
+    )
+    adversarial_steps: int = Field(3, ge=2, description="Passes of freelb; each but the first after an ascent.")
+    adversarial_lr: float = Field(0.1, gt=0, description="Norm of an ascent of freelb, over all tokens of a row.")
+    adversarial_norm: float = Field(0.3, gt=0, description="Largest norm of what freelb adds to a row.")
+    adversarial_start: float = Field(0.1, ge=0, description="Size of what freelb adds at random before the first pass.")
+    mixout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the encoder's weights that are those of the pretrained model, drawn anew at every step.",
+        json_schema_extra=flag("--mixout", group="Regularisation", metavar="P"),
+    )
+    average: Literal["none", "ema", "swa"] = Field(
+        "none",
+        description="Weights that are measured and kept: a moving average (ema), or the mean of the last steps (swa).",
+        json_schema_extra=flag("--average", group="Regularisation"),
+    )
+    ema_decay: float = Field(0.999, gt=0, lt=1, description="What is left of a step in ema one step later.")
+    swa_start: float = Field(0.5, ge=0, lt=1, description="Share of all steps after which swa begins.")
+    average_every: int = Field(10, ge=1, description="Steps from one look of ema or swa at the weights to the next.")
     label_prior: Literal["none", "balanced"] = Field(
         "none",
         description="balanced: log of the training label shares is added to the logits inside the loss.",
@@ -277,6 +351,19 @@ class TrainConfig(Section):
         5.0, ge=0, description="Time between checkpoints; saving changes nothing about the result."
     )
     checkpoint_steps: int | None = Field(None, ge=1, description="Steps between checkpoints, instead of minutes.")
+
+    @field_validator("unfreeze", mode="before")
+    @classmethod
+    def _share_or_name(cls, value: object) -> object:
+        if value in ("none", "epoch"):
+            return value
+        try:
+            number = float(str(value))
+        except ValueError:
+            raise ValueError("expected none, epoch, or a share of all steps") from None
+        if not 0 < number <= 1:
+            raise ValueError("a share of all steps lies above 0 and ends with 1")
+        return number
 
 
 class DecideConfig(Section):

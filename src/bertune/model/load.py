@@ -30,12 +30,13 @@ from bertune.model.hubconfig import (
     read_source,
     saved_head,
 )  # fmt: skip
+from bertune.model.lowrank import read_adapter
 from bertune.model.names import D2L_POSITIONS, LEGACY, TABLES, Misfits, hub_names, plain_name, skip_reason
 from bertune.model.weights import SAFETENSORS, read_weights
 
 __all__ = [
     "LoadReport", "hub_config", "hub_state", "load_model", "opens_in_transformers", "read_config", "read_source",
-    "save_model",
+    "save_config", "save_model",
 ]  # fmt: skip
 
 _CLASS_NAMES = {
@@ -100,7 +101,15 @@ def load_model(
         report.skipped.update(built.skipped)
         return model, report
     model = _build(config, head, seed)
-    return model, _fill(model, read_weights(folder), kept=kept, place=folder)
+    adapter = read_adapter(folder)
+    if adapter is None:
+        return model, _fill(model, read_weights(folder), kept=kept, place=folder)
+    report = _fill(model, read_weights(adapter.folder), kept=False, place=adapter.folder)
+    pretrained = TABLES[config.arch].pretrained if saved is not None and saved.kind == head.kind == "own" else ()
+    known = [name for name, _ in model.head.named_children() if kept or name in pretrained]
+    adapter.merge(model, head=known)
+    report.new = [part for part in report.new if part.removeprefix("head.") not in known]
+    return model, report
 
 
 def with_dropout(config: EncoderConfig, rate: float) -> EncoderConfig:
@@ -274,8 +283,14 @@ def save_model(
     """Write config.json and model.safetensors into `folder`, which exists; returns the two names."""
     from safetensors.torch import save_file
 
-    config = hub_config(model, source, labels=labels, problem_type=problem_type)
     with atomic_path(Path(folder) / SAFETENSORS) as path:
         save_file(hub_state(model), path, metadata={"format": "pt"})
-    write_json(Path(folder) / CONFIG, config)
+    save_config(folder, model, source, labels=labels, problem_type=problem_type)
     return [CONFIG, SAFETENSORS]
+
+
+def save_config(
+    folder: Path, model: ClassifierModel, source: dict[str, Any], *, labels: Sequence[str], problem_type: str
+) -> None:
+    """Write config.json alone into `folder`."""
+    write_json(Path(folder) / CONFIG, hub_config(model, source, labels=labels, problem_type=problem_type))

@@ -25,8 +25,9 @@ class Loss:
 
     kind: single or multi; weights: [labels] class weights (single) or positive weights (multi); prior: [labels] added
     to the logits inside the loss only; gamma: focusing of the focal loss, None for cross-entropy; smoothing: share of
-    the target spread over all labels (single); asymmetric: focusing and margin of absent labels (multi); rarity,
-    margins: [labels] 1 / rows of each label, and what its logits are lowered by, for the distribution-balanced loss.
+    the target spread over all labels (single), or over there and not there (multi); asymmetric: focusing and margin of
+    absent labels (multi); rarity, margins: [labels] 1 / rows of each label, and what its logits are lowered by, for the
+    distribution-balanced loss.
     """
 
     kind: str
@@ -60,6 +61,8 @@ class Loss:
     def _multi(self, logits: Tensor, targets: Tensor) -> Tensor:
         if self.rarity is not None:
             return self._distribution_balanced(logits, targets).mean(dim=1).sum()
+        if self.smoothing:
+            targets = targets * (1 - self.smoothing) + self.smoothing / 2
         cell = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.weights, reduction="none")
         if self.gamma is not None:
             p = torch.sigmoid(logits)
@@ -90,6 +93,18 @@ class Loss:
         return weight * torch.where(targets > 0.5, present, absent)
 
 
+def disagreement(kind: str, one: Tensor, other: Tensor) -> Tensor:
+    """How far two sets of logits [rows, labels] lie apart, as a sum over rows: the mean of both divergences.
+
+    Liang et al. 2021, R-Drop (arXiv 2106.14448), equation 2: (KL(p, q) + KL(q, p)) / 2, p and q being softmax of the
+    logits; where there are several labels a row, one such term a label with p and q of there and not there, and their
+    mean. Either way the sum of both is (p - q) times the difference of the logits. 0 where they are the same.
+    """
+    if kind == "single":
+        return 0.5 * ((one.softmax(dim=-1) - other.softmax(dim=-1)) * (one - other)).sum()
+    return 0.5 * ((one.sigmoid() - other.sigmoid()) * (one - other)).mean(dim=1).sum()
+
+
 def make_loss(kind: str, config: TrainConfig, targets: np.ndarray, num_labels: int, device: torch.device) -> Loss:
     """The configured loss, with weights and prior counted on the training `targets`."""
     weights = prior = None
@@ -115,6 +130,6 @@ def make_loss(kind: str, config: TrainConfig, targets: np.ndarray, num_labels: i
         rows = torch.as_tensor(targets.sum(axis=0) + 1, dtype=torch.float32, device=device)
         rarity, margins = 1 / rows, DB_MARGIN * torch.log((len(targets) + 2) / rows - 1)
     return Loss(
-        kind, tensors[0], tensors[1], gamma, config.label_smoothing if kind == "single" else 0.0,
+        kind, tensors[0], tensors[1], gamma, config.label_smoothing,
         (config.negative_gamma, config.negative_margin) if config.loss == "asymmetric" else None, rarity, margins,
     )

@@ -28,11 +28,9 @@ class Noise:
         self.tokens = self.first = self.rows = torch.empty(0, 2, dtype=torch.int32)
         self._site = 0
 
-    def seek(self, seed: int, step: int, batch: Batch) -> None:
-        """Make what follows depend on (seed, step) and the rows of `batch` alone."""
-        base = int.from_bytes(hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest(), "little")
-        with np.errstate(over="ignore"):
-            rows = _spread(np.uint64(base) + batch.rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    def seek(self, seed: int, step: int, batch: Batch, *, second: bool = False) -> None:
+        """Make what follows depend on (seed, step) and the rows of `batch` alone; `second`: in another way."""
+        rows = _numbers(batch.rows, seed, step, *(["second"] if second else []))
         own = int(rows[0] >> np.uint64(1))
         self.generator.manual_seed(own)
         if self.device.type != "cpu":
@@ -64,6 +62,25 @@ class Noise:
         kept = mask(self.keys(len(values)), values.shape[-1], rate, values.dtype, site=self.site())
         return values * kept.mul_(mask_factor(rate))
 
+    def uniform(self, lines: int, width: int) -> Tensor:
+        """float32 [lines, width] between -1 and 1 with mean 0, for the tokens of the batch; always the same ones."""
+        if self.device.type != "cpu":
+            return 2 * torch.rand(lines, width, generator=self.generator, device=self.device) - 1
+        return (bytes_of(self.tokens, width, site=0).float() - 127.5) / 127.5  # places in the network begin with 1
+
+
+def line_keys(lines: int, *where: object) -> Tensor:
+    """int32 [lines, 2]: keys of the lines of a matrix that depend on `where` alone."""
+    return torch.from_numpy(_numbers(np.arange(lines), *where).view(np.int32).reshape(-1, 2))
+
+
+def _numbers(rows: np.ndarray, *where: object) -> np.ndarray:
+    """uint64 [rows]: a number for each row at a place."""
+    text = " ".join(map(str, where))
+    base = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    with np.errstate(over="ignore"):
+        return _spread(np.uint64(base) + rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+
 
 def level(rate: float) -> int:
     """Bytes below this are dropped."""
@@ -76,7 +93,13 @@ def mask_factor(rate: float) -> float:
 
 
 def mask(keys: Tensor, width: int, rate: float, dtype: torch.dtype, *, site: int, heads: int | None = None) -> Tensor:
-    """0/1 [..., width] for lines with the given keys, int32 [..., 2]; with `heads`, [lines, heads, queries, width].
+    """0/1 [..., width] for lines with the given keys, int32 [..., 2]; with `heads`, [lines, heads, queries, width]."""
+    bytes_ = bytes_of(keys, width, site=site, heads=heads)
+    return torch.ge(bytes_, level(rate), out=torch.empty(bytes_.shape, dtype=dtype))
+
+
+def bytes_of(keys: Tensor, width: int, *, site: int, heads: int | None = None) -> Tensor:
+    """uint8 [..., width], what `mask` compares.
 
     A line's bytes come from a 32-bit mixer (Wellons' lowbias32), keyed at its start and once inside, as in kernels.c.
     """
@@ -95,8 +118,7 @@ def mask(keys: Tensor, width: int, rate: float, dtype: torch.dtype, *, site: int
     bits ^= _right(bits, 15)
     bits *= _wrap_int(0x846CA68B)
     bits ^= _right(bits, 16)
-    bytes_ = bits.view(torch.uint8)[..., :width]
-    return torch.ge(bytes_, level(rate), out=torch.empty(bytes_.shape, dtype=dtype))
+    return bits.view(torch.uint8)[..., :width]
 
 
 def _spread(values: np.ndarray) -> np.ndarray:

@@ -62,6 +62,9 @@ def convert(
     source = resolve(src, revision=revision, offline=offline)
     if overwrite and out.resolve() in (source.path.resolve(), *source.path.resolve().parents):
         raise ModelError(f"{out} holds the source {source.path} itself; name another folder.")
+    if source.kind != "archive" and (source.path / "bertune.json").is_file():
+        _merge_result(source.path, out, overwrite=overwrite)
+        return f"{src}: merged with its base model, {_sizes(out)} written to {out}."
     if source.kind == "archive":
         tied = _convert_archive(source.path, out, heads=heads, overwrite=overwrite)
     else:
@@ -154,12 +157,19 @@ def _unpack(archive: Archive, out: Path, *, overwrite: bool) -> list[str]:
         return _convert_folder(unpacked, out, overwrite=overwrite)
 
 
-def _convert_folder(source: Path, out: Path, *, overwrite: bool) -> list[str]:
-    if (source / "bertune.json").is_file():
+def _merge_result(source: Path, out: Path, *, overwrite: bool) -> None:
+    """A result that was trained with LoRA, as one that stands alone; others stand alone already."""
+    from bertune.model.lowrank import is_adapter, merge_folder
+
+    if not is_adapter(source):
         raise ModelError(
             f"{source} is a result of bertune, already in safetensors; converting would lose its task and labels. "
             "Copy the folder instead."
         )
+    merge_folder(source, out, overwrite=overwrite)
+
+
+def _convert_folder(source: Path, out: Path, *, overwrite: bool) -> list[str]:
     _read_config(source / CONFIG)
     state = read_weights(source)
     with atomic_folder(out, overwrite=overwrite) as folder:

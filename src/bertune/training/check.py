@@ -12,11 +12,10 @@ from bertune.evaluate.thresholds import BY_LABEL
 def check_used(config: Config, kind: str, splits: Collection[str]) -> None:
     """Raise ConfigError for an option that needs another one, another kind of task or a split that is not there."""
     model, train = config.model, config.train
-    if train.label_smoothing and (kind == "multi" or train.loss == "focal"):
-        what = "the focal loss" if train.loss == "focal" else "a task with any number of labels a row"
+    if train.label_smoothing and train.loss != "auto":
         raise ConfigError(
-            f"--label-smoothing {train.label_smoothing:g}: belongs to cross-entropy over one label a row, and this is "
-            f"{what}. Leave it out, or choose another --loss or --task."
+            f"--label-smoothing {train.label_smoothing:g}: belongs to cross-entropy, and --loss {train.loss} has "
+            "targets of its own. Leave it out, or pass --loss auto."
         )
     if kind == "single" and train.loss in ("asymmetric", "distribution-balanced"):
         raise ConfigError(

@@ -25,7 +25,8 @@ from bertune.files import atomic_path, sha256_of, write_atomic, write_json
 from bertune.hub import Source, weight_files
 from bertune.model.attention import count_pairs
 from bertune.model.encoder import padding_share
-from bertune.model.load import opens_in_transformers, read_source, save_model
+from bertune.model.load import opens_in_transformers, read_source, save_config, save_model
+from bertune.model.lowrank import Base, save_adapter, weights_digest
 from bertune.presets import PRESETS
 from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
@@ -126,11 +127,21 @@ def write_model(
         bertune_version=__version__, task=task, activation=task.activation, **reading, encoder=encoder.arch,
         head=HeadSpec(**{name: value for name, value in asdict(head).items() if name in HeadSpec.model_fields}),
         base_model=base_model(config.model.name, config.model.revision, base, folder),
-        opens_in_transformers=opens_in_transformers(encoder.arch, head),
+        opens_in_transformers=not fit.matrices and opens_in_transformers(encoder.arch, head),
     )
 
     def write_files(staging: Path) -> None:
-        save_model(staging, model, read_source(folder), labels=task.labels, problem_type=task.problem_type)
+        if fit.lora is None:
+            save_model(staging, model, read_source(folder), labels=task.labels, problem_type=task.problem_type)
+        else:
+            source = read_source(folder)
+            save_config(staging, model, source, labels=task.labels, problem_type=task.problem_type)
+            digest = weights_digest(folder)
+            assert digest is not None  # see check_base
+            save_adapter(
+                staging, fit.matrices, model, scale=fit.lora.scale, targets=config.model.lora_targets,
+                base=Base(bundle.base_model.name, bundle.base_model.revision, digest),
+            )
         tokenizer.save(staging)
 
     return write_bundle(out, bundle, write_files)
@@ -208,7 +219,7 @@ def card_info(fit: Fit, bundle: Bundle, base: Source, metrics: dict[str, Any], o
         "pooling": bundle.head.pooling, "layers": layers_read(fit), "chunks joined by": bundle.head.join,
         "head": HEADS.get(bundle.head.kind, bundle.head.kind),
         "loss": loss_name(fit.prepared.task.kind, train), "class weights": train.class_weights,
-        "label prior": train.label_prior, "label smoothing": train.label_smoothing or None,
+        "label prior": train.label_prior, "label smoothing": train.label_smoothing or None, **techniques(config),
         "frozen": config.model.freeze, "weights kept": kept_weights(fit), "seed": train.seed,
         "precision": fit.machine.precision,
     }
@@ -225,6 +236,24 @@ def card_info(fit: Fit, bundle: Bundle, base: Source, metrics: dict[str, Any], o
         base_languages=preset.languages if preset else None,
         remarks=[fit.prepared.train.tokens.truncation().sentence()], rule=bundle.decision,
     )
+
+
+def techniques(config: Config) -> dict[str, str]:
+    """What was done beyond plain training, as the card tells it."""
+    model, train = config.model, config.train
+    lora = f"rank {model.lora}, alpha {model.lora_alpha:g}, beside {', '.join(model.lora_targets)}"
+    average = f"ema, {train.ema_decay:g}" if train.average == "ema" else f"swa, after {train.swa_start:g} of all steps"
+    found = {
+        "layer-wise decay": f"{train.layer_decay:g} ({train.layer_decay_on})" if train.layer_decay != 1 else "",
+        "gradual unfreezing": f"{train.unfreeze}" if train.unfreeze != "none" else "",
+        "new top layers": f"{model.reinit_layers}" if model.reinit_layers else "",
+        "LoRA": lora if model.lora else "",
+        "R-Drop": f"{train.r_drop:g}" if train.r_drop else "",
+        "adversarial": f"{train.adversarial}, {train.adversarial_steps} passes" if train.adversarial != "none" else "",
+        "mixout": f"{train.mixout:g}" if train.mixout else "",
+        "weights averaged": average if train.average != "none" else "",
+    }
+    return {name: text for name, text in found.items() if text}
 
 
 def loss_name(kind: str, train: TrainConfig) -> str:

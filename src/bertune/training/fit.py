@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bertune.config import Config
+from bertune.config import Config, TrainConfig
 from bertune.errors import Interrupted, TrainingError
 from bertune.evaluate.metrics import evaluate, is_better, metric_value
 from bertune.files import to_json, write_atomic
@@ -27,12 +28,16 @@ from bertune.model.infer import infer_logits
 from bertune.model.losses import make_loss
 from bertune.model.machine import Machine, free_disk, release_memory
 from bertune.training import checkpoint
+from bertune.training.adversarial import FreeLB
+from bertune.training.average import make_average
 from bertune.training.features import Features, first_trained_layer, keeps_pooled
 from bertune.training.interrupt import Interrupts, Stopped
 from bertune.training.listen import Listener
 from bertune.training.loop import Course, Diverged, Step, advice, training_steps
+from bertune.training.lora import PREFIX, Lora, train_beside
 from bertune.training.optim import Optimizer, freeze
 from bertune.training.prepare import Prepared, Split
+from bertune.training.rates import thaw_steps
 from bertune.training.settle import Plan, duration
 
 RECORDS = 400  # step records in history.jsonl, spread over the run
@@ -68,6 +73,7 @@ class Progress:
     recent: list[float] = field(default_factory=list)  # losses of the last steps, see WATCHED
     trained: dict[str, Any] | None = None  # metrics of the training rows, over the last whole epoch
     keeps_frozen: bool | None = None  # whether the output of frozen layers is kept; None: not decided yet
+    averaged: int = 0  # step of the last look at the weights, where they are averaged
 
 
 class Fit:
@@ -75,14 +81,17 @@ class Fit:
 
     def __init__(
         self, model: ClassifierModel, prepared: Prepared, config: Config, plan: Plan, machine: Machine, *,
-        metric: str, folder: Path, listener: Listener,
+        metric: str, folder: Path, listener: Listener, rates: np.ndarray | None = None,
     ) -> None:
+        """rates: of each step, in place of the configured schedule."""
         self.model, self.prepared, self.config, self.plan, self.machine = model, prepared, config, plan, machine
         self.metric, self.run_folder, self.listener = metric, folder, listener
         self.folder = folder / "checkpoints"
         self.progress = Progress()
         train = prepared.train
         freeze(model, config.model.freeze, train_positions=config.model.train_positions)
+        if config.model.lora:
+            train_beside(model, config.model)
         model.to(machine.torch_device)
         before = {name: value.detach() for name, value in model.named_parameters()}
         model.encoder.compute_in(machine.dtype, kernels=machine.kernels)
@@ -90,10 +99,13 @@ class Fit:
         full = {name: before[name] for name, value in model.named_parameters() if value.dtype != before[name].dtype}
         trained = {name for name, value in model.named_parameters() if value.requires_grad}
         self._frozen = {name: value for name, value in full.items() if name not in trained}
+        self.lora = Lora(model, config.model, full, seed=config.train.seed) if config.model.lora else None
+        self.matrices: dict[str, Tensor] = {}  # of LoRA, as they belong to the chosen weights
         self.optimizer = Optimizer(
             model, config.train, lr=plan.lr, head_lr=plan.head_lr, steps=plan.steps, full=full,
-            compiled=machine.kernels == "compiled",
+            compiled=machine.kernels == "compiled", thaw=self._thaw(trained), lora=self.lora, rates=rates,
         )
+        self.average = make_average(config.train, steps=plan.steps)
         if machine.compile and isinstance(model.encoder, Encoder):
             for layer in model.encoder.layers:
                 layer.compile(dynamic=True)
@@ -104,11 +116,20 @@ class Fit:
             batch_size=plan.batch_size, steps=plan.steps, token_budget=machine.token_budget,
             clip=config.train.clip, seed=config.train.seed,
             running=np.zeros((len(train), labels), dtype=np.float32),
+            r_drop=config.train.r_drop, freelb=make_freelb(config.train),
         )
         self._saved_at = time.monotonic()
         self._features: dict[str, Features] = {}
         self._best: dict[str, Tensor] | None = None
         self.good_step: int | None = None
+
+    def _thaw(self, names: set[str]) -> dict[str, int]:
+        """How many steps pass before each weight is trained, for gradual unfreezing."""
+        unfreeze, plan = self.config.train.unfreeze, self.plan
+        if unfreeze == "none":
+            return {}
+        layers = self.model.encoder.config.layers
+        return thaw_steps(names, layers=layers, unfreeze=unfreeze, steps=plan.steps, per_epoch=plan.steps_per_epoch)
 
     def run(self, *, resume: bool) -> Progress:
         """Train to the end, or from the newest checkpoint on; the model then holds the chosen weights, in fp32.
@@ -171,6 +192,10 @@ class Fit:
         progress.wasted += step.wasted
         progress.first_loss = step.loss if progress.first_loss is None else progress.first_loss
         progress.recent = [*progress.recent, step.loss][-WATCHED:]
+        if self.average is not None and self.average.due(step.number, measured=step.number in self.plan.evaluate_at):
+            self.optimizer.finish(step.number)
+            self.average.look(self.optimizer.trained(), step.number, last=progress.averaged)
+            progress.averaged = step.number
         pending["loss"] += step.loss * step.rows
         pending["rows"] += step.rows
         every = max(1, self.plan.steps // RECORDS)
@@ -215,7 +240,7 @@ class Fit:
             split = self.prepared.splits.get(name)
             if split is None or (name == "test" and not self.config.train.evaluate_test):
                 continue
-            with self.listener.work(f"Measuring {name}", len(split)) as advance:
+            with self.listener.work(f"Measuring {name}", len(split)) as advance, self._averaged():
                 logits = infer_logits(
                     self.model, split.tokens, budget=self.course.token_budget, check=stop.check,
                     forward=self._forward(name), advance=advance,
@@ -254,7 +279,7 @@ class Fit:
             progress.best = {"step": progress.step, "value": value}
             if self.config.train.select_best:
                 # In memory until the next checkpoint: small data improves often, and a file costs more than a step.
-                self._best = {name: weight.clone() for name, weight in self._weights().items()}
+                self._best = {name: weight.clone() for name, weight in self._result().items()}
             progress.without_gain = 0
         else:
             progress.without_gain += 1
@@ -268,6 +293,25 @@ class Fit:
     def _weights(self) -> dict[str, Tensor]:
         """All weights of the model in fp32, as they are after the last step. Not copies where they are fp32 already."""
         return dict(self.model.state_dict()) | self._frozen | self.optimizer.weights()
+
+    def _result(self) -> dict[str, Tensor]:
+        """What of `_weights` would be kept if training ended here: their averages, where there are any."""
+        return self._weights() | ({} if self.average is None else self.average.values)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The model with averages in place of its weights, where there are any."""
+        values = {} if self.average is None else self.average.values
+        own = {}
+        for name, param in self.model.named_parameters():
+            if name in values:
+                own[name], param.data = param.data, values[name].to(param.dtype)
+        try:
+            yield
+        finally:
+            for name, param in self.model.named_parameters():
+                if name in own:
+                    param.data = own[name]
 
     def _checkpoint_due(self) -> bool:
         steps = self.config.train.checkpoint_steps
@@ -286,6 +330,8 @@ class Fit:
             "optimizer": self.optimizer.state(),
             "running": {"logits": torch.from_numpy(self.course.running)},
         }
+        if self.average is not None and self.average.values:
+            tensors["average"] = self.average.values
         checkpoint.save(self.folder, checkpoint.Checkpoint(self.progress.step, state, tensors))
         release_memory()
         self._saved_at = time.monotonic()
@@ -310,6 +356,9 @@ class Fit:
             for name, value in self.model.state_dict().items():
                 value.copy_(weights[name])
         self.optimizer.load_state(weights, found.tensors["optimizer"])
+        if self.average is not None:
+            kept = found.tensors.get("average", {})
+            self.average.values = {name: value.to(self.model.device, copy=True) for name, value in kept.items()}
 
     def _keep_frozen_output(self) -> None:
         """Run frozen lower layers once, for every split that is visited again and again."""
@@ -350,9 +399,10 @@ class Fit:
     def _choose(self) -> None:
         """Put the best weights, or else the last, into the model, in fp32."""
         self.optimizer.finish(self.progress.step)
-        weights = self._best if self._best is not None else self._weights()
+        weights = self._best if self._best is not None else self._result()
         self.model.encoder.compute_in(torch.float32)
-        self.model.load_state_dict(weights)
+        self.matrices = {name.removeprefix(PREFIX): value for name, value in weights.items() if name.startswith(PREFIX)}
+        self.model.load_state_dict({name: value for name, value in weights.items() if not name.startswith(PREFIX)})
 
     def _choose_good(self, error: Diverged) -> int | None:
         """Put the last good weights into the model: the best so far, or else the last, or else those of a checkpoint
@@ -371,6 +421,13 @@ class Fit:
         self.progress.step = found.step
         self._choose()
         return found.step
+
+
+def make_freelb(config: TrainConfig) -> FreeLB | None:
+    """How embeddings are moved, as configured, if at all."""
+    if config.adversarial == "none":
+        return None
+    return FreeLB(config.adversarial_steps, config.adversarial_lr, config.adversarial_norm, config.adversarial_start)
 
 
 def scalars(metrics: dict[str, Any]) -> dict[str, Any]:

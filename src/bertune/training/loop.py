@@ -20,9 +20,11 @@ from bertune.data.tokens import Encoded
 from bertune.errors import TrainingError
 from bertune.model.attention import count_pairs
 from bertune.model.classifier import ClassifierModel
-from bertune.model.losses import Loss
+from bertune.model.encoder import Encoder
+from bertune.model.losses import Loss, disagreement
 from bertune.model.machine import to_device
 from bertune.model.noise import Noise
+from bertune.training.adversarial import FreeLB
 from bertune.training.features import Features
 from bertune.training.optim import Optimizer
 
@@ -51,7 +53,8 @@ class Course:
     """What a loop walks over and how.
 
     running: float32 [rows, labels], logits seen in the current epoch. start: the lowest layer that is trained; layers
-    below it see no dropout, whether their output is kept in `features` or computed anew.
+    below it see no dropout, whether their output is kept in `features` or computed anew. r_drop: weight of the
+    disagreement between two passes, 0: one pass. freelb: how embeddings are moved, None: not at all.
     """
 
     encoded: Encoded
@@ -65,6 +68,8 @@ class Course:
     running: np.ndarray
     features: Features | None = None
     start: int = 0
+    r_drop: float = 0.0
+    freelb: FreeLB | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -88,6 +93,7 @@ def training_steps(
             order = epoch_order(len(course.encoded), seed=course.seed, epoch=epoch)
         place = (number - 1) % per_epoch
         rows = order[place * course.batch_size : (place + 1) * course.batch_size]
+        optimizer.begin(number)
         while True:
             batches = [make_batch(course.encoded, run) for run in split_by_budget(rows, lengths, course.token_budget)]
             try:
@@ -103,6 +109,7 @@ def training_steps(
                     ) from None
                 course.token_budget //= 2
                 say(f"Step {number}: out of GPU memory; going on with {course.token_budget:,} tokens at once.")
+        optimizer.gather()
         norm = optimizer.gradient_norm()  # all of the step is queued by now: a GPU is waited for once, here
         loss = _read(passes, course)
         if not math.isfinite(loss) or not math.isfinite(norm):
@@ -145,12 +152,43 @@ def _backward(
     for batch in batches:
         noise.seek(course.seed, number, batch)
         targets = to_device(course.targets[batch.rows], model.device)
-        logits = _logits(model, course, batch, look_up, noise)
-        loss = course.loss(logits, targets) / rows
-        loss.backward()
+        if course.freelb is not None:
+            logits, loss = _misled(model, course, batch, targets, look_up, noise, number, rows)
+        else:
+            logits = _logits(model, course, batch, look_up, noise)
+            loss = course.loss(logits, targets) / rows
+            if course.r_drop:
+                noise.seek(course.seed, number, batch, second=True)
+                again = _logits(model, course, batch, look_up, noise)
+                loss = (loss + course.loss(again, targets) / rows) / 2
+                loss = loss + course.r_drop * disagreement(course.loss.kind, logits, again) / rows
+            loss.backward()
         optimizer.collect()
         passes.append(_Pass(batch.rows, logits.detach(), loss.detach()))
     return passes
+
+
+def _misled(
+    model: ClassifierModel, course: Course, batch: Batch, targets: Tensor,
+    look_up: Callable[[np.ndarray], Tensor] | None, noise: Noise, number: int, rows: int,
+) -> tuple[Tensor, Tensor]:
+    """The backward passes of FreeLB over one micro-batch: logits of the first of them, and the mean loss of all."""
+    assert course.freelb is not None and isinstance(model.encoder, Encoder)
+    inputs = model.inputs(batch)
+    found: list[tuple[Tensor, Tensor]] = []
+    moved: Tensor | None = None
+    for _ in range(course.freelb.steps):
+        noise.seek(course.seed, number, batch)
+        words = model.encoder.embeddings.word(inputs.ids) if look_up is None else look_up(batch.ids)
+        if moved is None:
+            moved = course.freelb.begin(words.detach(), inputs, noise)
+        else:
+            moved = course.freelb.ascend(moved, inputs)
+        logits = model(inputs, noise=noise, words=words + moved)
+        loss = course.loss(logits, targets) / (rows * course.freelb.steps)
+        loss.backward()
+        found.append((logits.detach(), loss.detach()))
+    return found[0][0], torch.stack([loss for _, loss in found]).sum()
 
 
 def _read(passes: list[_Pass], course: Course) -> float:

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from bertune.bundle import Bundle
 from bertune.config import Config
 from bertune.data.tasks import Task
@@ -13,9 +15,10 @@ from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError
 from bertune.longtext import LongText
 from bertune.model.classifier import ClassifierModel
-from bertune.model.encoder import EncoderConfig
+from bertune.model.encoder import Encoder, EncoderConfig, initialize
 from bertune.model.heads import Join, decide_head
 from bertune.model.load import load_model, read_config
+from bertune.model.names import TABLES
 
 LONGEST = 256  # tokens of a row by default
 
@@ -95,6 +98,8 @@ def load(config: Config, folder: Path, task: Task, say: Any) -> tuple[Classifier
         head = replace(head, **kept, hidden=spec.hidden, layers=spec.layers, dropout=rate)
     model, report = load_model(folder, head=head, keep_head=keep, dropout=chosen.dropout, seed=config.train.seed)
     say(report.sentence())
+    if chosen.reinit_layers:
+        say(f"New weights, too: {reinitialize(model, chosen.reinit_layers, seed=config.train.seed)}.")
     return model, "head.classifier" in report.new
 
 
@@ -104,3 +109,20 @@ def join_of(config: Config) -> Join | None:
     if "hierarchical" not in (model.long_text, model.long_text_pair):
         return None
     return "mean" if model.join == "auto" else model.join
+
+
+def reinitialize(model: ClassifierModel, count: int, *, seed: int) -> str:
+    """Draw the weights of the `count` top layers anew, and those that pre-training left in the head; says which.
+
+    Zhang et al. 2021, Revisiting Few-sample BERT Fine-tuning (arXiv 2006.05987, section 5): the pooler and some of the
+    top layers, which know more of the task of pre-training than helps.
+    """
+    encoder = model.encoder
+    assert isinstance(encoder, Encoder)
+    pretrained = TABLES[encoder.config.arch].pretrained if model.head.config.kind == "own" else ()
+    parts = {f"head.{name}": getattr(model.head, name) for name in pretrained}
+    depth = len(encoder.layers)
+    parts |= {f"layer {place}": encoder.layers[place] for place in range(depth - count, depth)}
+    # Not the numbers that a new head is drawn from.
+    initialize(nn.ModuleList(parts.values()), encoder.config.initializer_range, seed=seed ^ 0x5EED)
+    return ", ".join(parts)

@@ -1,9 +1,4 @@
-"""Adam over fp32 master weights, with token embeddings updated by row.
-
-A step touches a few hundred rows of a table of tens of thousands, yet dense Adam reads and writes all of it, twice
-over for its moments: on a fast processor that costs as much as the encoder. `RowAdam` postpones what dense Adam would
-do to untouched rows and does it at once, in closed form, when a row is next needed; the result is dense Adam's.
-"""
+"""Adam over fp32 master weights, with token embeddings updated by row (see rowadam.py)."""
 
 from __future__ import annotations
 
@@ -19,15 +14,13 @@ from bertune.errors import ConfigError
 from bertune.model import kernels
 from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import Encoder
+from bertune.training.lora import PREFIX, Lora
+from bertune.training.mixout import Mixout
+from bertune.training.rates import layer_factors, learning_rates
+from bertune.training.rowadam import RowAdam
 
-
-def learning_rates(config: TrainConfig, *, peak: float, steps: int) -> np.ndarray:
-    """float64 [steps]: the rate of each step. Warm-up rises linearly; linear and cosine then fall to 0."""
-    warm = math.ceil(config.warmup * steps)
-    step = np.arange(steps, dtype=np.float64)
-    rest = (step - warm) / max(1, steps - warm)
-    fall = {"linear": 1 - rest, "cosine": 0.5 * (1 + np.cos(np.pi * rest)), "constant": np.ones(steps)}
-    return peak * np.where(step < warm, (step + 1) / (warm + 1), fall[config.schedule])
+WORDS = "encoder.embeddings.word.weight"
+UNCORRECTED = 1e12  # steps of a moment that are said to have gone by where nothing is corrected: both corrections are 1
 
 
 def freeze(model: ClassifierModel, what: str, *, train_positions: bool) -> None:
@@ -56,136 +49,43 @@ def freeze(model: ClassifierModel, what: str, *, train_positions: bool) -> None:
             layer.requires_grad_(False)
 
 
-class RowAdam:
-    """Adam for one table [rows, width] of which each step uses few rows; equals dense Adam step for step.
-
-    With zero gradient, k steps of Adam shrink the moments by powers of beta, so their updates of a row are a sum of
-    m / (sqrt(v) + eps_i) with weights that depend on the step span alone. Terms beyond `_SPAN` are below float
-    precision. eps_i differs from step to step (see `_fractions`); what that leaves of an error lies below float
-    precision too, unless the gradient of an entry is itself about as small as eps. The sum has an end only where beta1
-    is well below sqrt(beta2): see `fits`.
-    """
-
-    _SPAN = 192  # (0.9 / sqrt(0.999)) ** 192 < 2e-9
-
-    def __init__(
-        self, table: nn.Parameter, rates: np.ndarray, *, betas: tuple[float, float], eps: float, decay: float
-    ) -> None:
-        self.table = table
-        self.betas, self.eps = betas, eps
-        self.mean = torch.zeros_like(table)
-        self.square = torch.zeros_like(table)
-        self.done = np.zeros(len(table), dtype=np.int64)  # step up to which a row is as dense Adam would have it
-        steps = np.arange(1, len(rates) + 1, dtype=np.float64)
-        # Entry t of these belongs to step t, counted from 1; entry 0 is before the first step.
-        self.rates = np.concatenate(([0.0], rates))
-        decayed = np.minimum(rates * decay, 0.999)  # more would turn weights around; such a run diverges anyhow
-        self.shrink = np.concatenate(([0.0], np.cumsum(np.log1p(-decayed))))
-        self.correct1 = np.concatenate(([1.0], 1 - betas[0] ** steps))
-        self.correct2 = np.concatenate(([1.0], np.sqrt(1 - betas[1] ** steps)))
-        self.ratio = betas[0] / math.sqrt(betas[1])
-        self.span = self._SPAN if self.ratio <= 0.9005 else math.ceil(math.log(2e-9) / math.log(self.ratio))
-
-    @staticmethod
-    def fits(betas: tuple[float, float]) -> bool:
-        """Whether postponed updates die away, and soon enough to be worth their sum."""
-        return betas[0] < 0.99 * math.sqrt(betas[1])
-
-    def catch_up(self, rows: np.ndarray | None, step: int) -> None:
-        """Bring `rows` (None: all) to where dense Adam has them after `step` steps."""
-        rows = np.arange(len(self.table)) if rows is None else rows
-        rows = rows[self.done[rows] < step]
-        for begin in range(0, len(rows), 8192):
-            self._catch_up(rows[begin : begin + 8192], step)
-
-    def _catch_up(self, rows: np.ndarray, step: int) -> None:
-        starts, which = np.unique(self.done[rows], return_inverse=True)
-        gaps = step - starts
-
-        def column(values: np.ndarray) -> Tensor:
-            return torch.from_numpy(values[which].astype(np.float32))[:, None].to(self.table.device)
-
-        index = torch.from_numpy(rows).to(self.table.device)
-        with torch.no_grad():
-            mean, square = self.mean[index], self.square[index]
-            kept = self.table[index].mul_(column(np.exp(self.shrink[step] - self.shrink[starts])))
-            root = square.sqrt()
-            for weight, shift in self._fractions(starts, step):
-                kept.addcmul_(mean, (root + column(shift)).reciprocal_().mul_(column(weight)), value=-1)
-            self.table.index_copy_(0, index, kept)
-            self.mean.index_copy_(0, index, mean.mul_(column(self.betas[0] ** gaps.astype(np.float64))))
-            self.square.index_copy_(0, index, square.mul_(column(self.betas[1] ** gaps.astype(np.float64))))
-        self.done[rows] = step
-
-    def _fractions(self, starts: np.ndarray, step: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each start s, weights W and shifts E: steps s+1 .. step move a row by the sum of W m / (sqrt(v) + E).
-
-        Step i alone moves it by w m / (sqrt(v) + e), with w = rate_i sqrt(c2_i) / c1_i ratio^(i-s), later decay
-        included, and e = eps sqrt(c2_i) / sqrt(beta2)^(i-s). Two fractions stand for all of them: their weights and
-        shifts have the same first four moments (Gauss quadrature), so the error is of order (e / sqrt(v))^4.
-        """
-        power = np.arange(1, min(self.span, int((step - starts).max())) + 1, dtype=np.float64)
-        at = starts[:, None] + power[None, :].astype(np.int64)
-        inside = at <= step
-        at = np.minimum(at, step)
-        weight = self.rates[at] * self.correct2[at] / self.correct1[at] * self.ratio ** power[None, :]
-        weight *= np.exp(self.shrink[step] - self.shrink[at]) * inside
-        shift = self.correct2[at] * self.betas[1] ** (-0.5 * power[None, :])  # in units of eps
-        weight[:, 0] += 1e-300  # without momentum (beta1 = 0) all weights are 0, and their mean would not be defined
-        total = weight.sum(axis=1)
-        middle = (weight * shift).sum(axis=1) / total
-        apart = shift - middle[:, None]
-        spread = (weight * apart**2).sum(axis=1) / total
-        alike = spread <= 1e-12 * middle**2  # a single step, or as good as one
-        spread = np.where(alike, 1.0, spread)
-        lean = (weight * apart**3).sum(axis=1) / total / spread
-        root = np.sqrt(lean**2 + 4 * spread)
-        low, high = (lean - root) / 2, (lean + root) / 2
-        share = np.where(alike, 1.0, high / root)
-        low, high = np.where(alike, 0.0, low), np.where(alike, 0.0, high)
-        return [(total * share, self.eps * (middle + low)), (total * (1 - share), self.eps * (middle + high))]
-
-    def update(self, rows: Tensor, values: Tensor, grad: Tensor, step: int) -> None:
-        """Step number `step` (from 1) for `rows`, which hold `values` [rows, width] and were caught up to step - 1."""
-        beta1, beta2 = self.betas
-        mean = self.mean[rows].lerp_(grad, 1 - beta1)
-        square = self.square[rows].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        root = square.sqrt().div_(float(self.correct2[step])).add_(self.eps)
-        rate = float(self.rates[step])
-        kept = values * math.exp(self.shrink[step] - self.shrink[step - 1])
-        self.table[rows] = kept.addcdiv_(mean, root, value=-rate / float(self.correct1[step]))
-        self.mean[rows], self.square[rows] = mean, square
-        self.done[rows.cpu().numpy()] = step
-
-
 class Optimizer:
     """All trained weights of a model, their fp32 masters, moments and rates.
 
-    A step is: `words(ids)` for the token embeddings it needs, backward passes each followed by `collect()`, `clip`,
-    `apply(step)`. `finish(step)` completes postponed updates; needed before weights are read.
+    A step is: `begin(step)`, `words(ids)` for the token embeddings it needs, backward passes each followed by
+    `collect()`, `gather()`, `clip`, `apply(step)`. `finish(step)` completes postponed updates; needed before weights
+    are read.
     """
 
     def __init__(
         self, model: ClassifierModel, config: TrainConfig, *, lr: float, steps: int, full: dict[str, Tensor],
-        head_lr: float | None = None, compiled: bool = False,
+        head_lr: float | None = None, compiled: bool = False, thaw: dict[str, int] | None = None,
+        rates: np.ndarray | None = None, lora: Lora | None = None,
     ) -> None:
         """`full`: fp32 values, by name, of the parameters that the model holds in lower precision.
 
         lr, head_lr: peak learning rates of the encoder and of the head; None: one for both.
-        compiled: let kernels.c do the steps; else torch does.
+        compiled: let kernels.c do the steps; else torch does. thaw: how many steps pass before a weight is trained, by
+        name (see `rates.thaw_steps`); rates: of each step, in place of the configured schedule.
+        lora: matrices that are trained in place of those that they stand beside.
         """
-        self.compiled = compiled
-        self.rates = learning_rates(config, peak=lr, steps=steps)
-        self.head_scale = 1.0 if head_lr is None else head_lr / lr
+        self.compiled, self.lora = compiled, lora
+        self.rates = learning_rates(config, peak=lr, steps=steps) if rates is None else rates
+        # BERT's own program corrects no moment for its start at zero; Zhang et al. 2021 (arXiv 2006.05987, section 4)
+        # show what that does to small data.
+        self.corrected = config.optimizer != "bert-adam"
         self.names, self.params, self.masters = [], [], []
-        decay = config.weight_decay if config.optimizer == "adamw" else 0.0
-        groups: dict[tuple[bool, bool], list[Tensor]] = {}
+        decay = config.weight_decay if config.optimizer != "adam" else 0.0
+        self.scales = self._scales(model, config, head=1.0 if head_lr is None else head_lr / lr)
+        groups: dict[tuple[float, bool], list[Tensor]] = {}
         embeddings = getattr(model.encoder, "embeddings", None)
         word = getattr(getattr(embeddings, "word", None), "weight", None)
         # A GPU goes through the whole table in less time than the row-wise bookkeeping takes to be launched.
         by_row = word is not None and word.requires_grad and word.device.type == "cpu" and RowAdam.fits(config.betas)
         for name, param in model.named_parameters():
             if not param.requires_grad or (by_row and param is word):
+                continue
+            if lora is not None and name in lora.weights:
                 continue
             # Kernels take weights by address, and files of torch.save may hold transposed ones.
             param.data = param.data.contiguous()
@@ -194,25 +94,62 @@ class Optimizer:
             self.params.append(param)
             self.masters.append(master)
             plain = name.endswith("bias") or "norm" in name.rsplit(".", 2)[-2].lower()
-            groups.setdefault((name.startswith("head."), not plain), []).append(master)
+            groups.setdefault((self.scales[name], not plain), []).append(master)
+        for key, matrix in (lora.matrices if lora is not None else {}).items():
+            self.names.append(PREFIX + key)
+            self.params.append(matrix)
+            self.masters.append(matrix)
+            groups.setdefault((self.scales[key.split("/")[0]], True), []).append(matrix)
         self.dense = torch.optim.AdamW(
             [
-                {"params": params, "weight_decay": decay if decays else 0.0, "head": head}
-                for (head, decays), params in groups.items()
+                {"params": params, "weight_decay": decay if decays else 0.0, "scale": scale}
+                for (scale, decays), params in groups.items()
             ],
             lr=lr, betas=config.betas, eps=config.eps, fused=True,
         )  # with no decay this is plain Adam
         self.grads: list[Tensor | None] = [None] * len(self.masters)  # of the step so far
         self._scale = 1.0  # what clipping leaves of them
-        self.rows = (
-            RowAdam(word, self.rates, betas=config.betas, eps=config.eps, decay=decay) if by_row else None  # type: ignore[arg-type]
-        )
+        waits = {name: steps for name, steps in (thaw or {}).items() if steps}
+        self._waiting = [(param, waits[name]) for name, param in model.named_parameters() if name in waits]
+        self.rows = None
+        if by_row:
+            self.rows = RowAdam(
+                word, self.rates * self.scales[WORDS], betas=config.betas, eps=config.eps, decay=decay,  # type: ignore[arg-type]
+                begin=(thaw or {}).get(WORDS, 0), corrected=self.corrected,
+            )
+        self.mixout: Mixout | None = None
+        if config.mixout:
+            places = {name: place for place, name in enumerate(self.names)}
+            self.mixout = Mixout(self.masters, places, rate=config.mixout, seed=config.seed)
         self._index: Tensor | None = None
         self._leaf: Tensor | None = None
 
+    @staticmethod
+    def _scales(model: ClassifierModel, config: TrainConfig, *, head: float) -> dict[str, float]:
+        """What the rate of each trained weight is multiplied by, by name."""
+        names = [name for name, param in model.named_parameters() if param.requires_grad]
+        factors = dict.fromkeys(names, 1.0)
+        if config.layer_decay != 1:
+            factors = layer_factors(
+                names, layers=model.encoder.config.layers, decay=config.layer_decay, on=config.layer_decay_on
+            )
+        return {name: head if name.startswith("head.") else factor for name, factor in factors.items()}
+
+    def begin(self, step: int) -> None:
+        """Make the model ready for the forward passes of step `step` (from 1)."""
+        for param, steps in self._waiting:
+            param.requires_grad_(step > steps)
+        if self.mixout is not None:
+            self.mixout.mix(self.params, self.masters, step)
+
+    def gather(self) -> None:
+        """After the last backward pass of a step: the model has its own weights again, and gradients belong to them."""
+        if self.mixout is not None:
+            self.mixout.restore(self.params, self.grads)
+
     def words(self, ids: np.ndarray, step: int) -> Callable[[np.ndarray], Tensor] | None:
         """Prepare the embeddings of all tokens `ids` of step `step` (from 1); the function looks some of them up."""
-        if self.rows is None:
+        if self.rows is None or step <= self.rows.begin:
             return None
         order = np.unique(ids)
         self.rows.catch_up(order, step - 1)
@@ -228,6 +165,8 @@ class Optimizer:
 
     def collect(self) -> None:
         """Take the gradients of one backward pass from the parameters and add them up."""
+        if self.lora is not None:
+            self.lora.collect()
         for place, param in enumerate(self.params):
             found, held = param.grad, self.grads[place]
             if found is not None:
@@ -261,12 +200,16 @@ class Optimizer:
         """Optimizer step number `step`, from 1."""
         rate = float(self.rates[step - 1])
         for group in self.dense.param_groups:
-            group["lr"] = rate * (self.head_scale if group["head"] else 1.0)
+            group["lr"] = rate * group["scale"]
         if self.compiled:
             self._apply_compiled()
         else:
             for master, grad in zip(self.masters, self.grads, strict=True):
                 master.grad = grad
+                if grad is not None and not self.corrected and not self.dense.state[master]:
+                    zeros = {"exp_avg": torch.zeros_like(master), "exp_avg_sq": torch.zeros_like(master)}
+                    start = torch.tensor(UNCORRECTED, device=master.device)
+                    self.dense.state[master] = {"step": start, **zeros}
             self.dense.step()
             low = [(p, m) for p, m in zip(self.params, self.masters, strict=True) if p is not m]
             if low:
@@ -274,6 +217,8 @@ class Optimizer:
         if self.rows is not None and self._leaf is not None and self._leaf.grad is not None:
             assert self._index is not None
             self.rows.update(self._index, self._leaf.detach(), self._leaf.grad * self._scale, step)
+        if self.lora is not None:
+            self.lora.merge()
         self.forget()
 
     def _apply_compiled(self) -> None:
@@ -288,7 +233,8 @@ class Optimizer:
                     continue
                 slot = self.dense.state[master]
                 if not slot:
-                    slot |= {"step": 0.0, "exp_avg": torch.zeros_like(master), "exp_avg_sq": torch.zeros_like(master)}
+                    start = 0.0 if self.corrected else UNCORRECTED
+                    slot |= {"step": start, "exp_avg": torch.zeros_like(master), "exp_avg_sq": torch.zeros_like(master)}
                 count = slot["step"] = slot["step"] + 1
                 kernels.adam(
                     master, slot["exp_avg"], slot["exp_avg_sq"], None if param is master else param, grad.contiguous(),
@@ -310,9 +256,16 @@ class Optimizer:
         if self.rows is not None:
             self.rows.catch_up(None, step)
 
+    def trained(self) -> dict[str, Tensor]:
+        """`weights`, and the token embeddings where they are updated by row; after `finish`."""
+        by_row = {} if self.rows is None else {WORDS: self.rows.table.detach()}
+        return self.weights() | by_row
+
     def weights(self) -> dict[str, Tensor]:
-        """fp32 weights by parameter name: masters where there are any. Not copies."""
-        return {name: master.detach() for name, master in zip(self.names, self.masters, strict=True)}
+        """fp32 weights by parameter name: masters where there are any. Not copies, but for what LoRA merges; its own
+        matrices are among them, under names that begin with `lora.PREFIX`."""
+        merged = {} if self.lora is None else self.lora.merged()
+        return merged | {name: master.detach() for name, master in zip(self.names, self.masters, strict=True)}
 
     def state(self) -> dict[str, Tensor]:
         """Moments and progress, by name; with the weights, all that going on needs. Not copies."""
@@ -347,3 +300,5 @@ class Optimizer:
                 self.rows.mean.copy_(state["rows/mean"])
                 self.rows.square.copy_(state["rows/square"])
                 self.rows.done[:] = state["rows/done"].numpy()
+        if self.lora is not None:
+            self.lora.merge()

@@ -30,6 +30,7 @@ from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
 from bertune.training.check import check_used
 from bertune.training.checkup import Checkup, look_over
+from bertune.training.compatible import check_base, check_compatible, check_dropout
 from bertune.training.features import first_trained_layer
 from bertune.training.finish import finish, keep_good
 from bertune.training.fit import Fit
@@ -100,6 +101,8 @@ def _run(
         say("Of the validation rows {:,} are kept for what is promised, and {:,} choose.".format(*sizes))
         check_enough(config.decide, prepared.task.kind, len(prepared.splits["conformal"]))
     check_freeze(config, encoder)
+    check_compatible(config, encoder)
+    check_base(config, folder)
     check_columns(config, prepared)
     max_length = settle_length(config, encoder, prepared.task, tokenizer)
     config, tried = settle_auto(
@@ -115,6 +118,7 @@ def _run(
     looked = resume and (out / "run" / "check.json").is_file()
     checkup = Checkup() if looked else look_over(config, prepared, folder, tokenizer, listener)
     model, new_head = load(config, folder, prepared.task, say)
+    check_dropout(config, model)
     plan = settle(config.train, rows=len(prepared.train), encoder=encoder, new_head=new_head)
     say(plan.sentence())
 

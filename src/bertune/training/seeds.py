@@ -44,6 +44,11 @@ def train_seeds(
     out, listener = Path(out), listener or Silent()
     if keep not in KEEPS:
         raise ConfigError(f"--keep {keep}: choose one of {', '.join(KEEPS)}.")
+    if keep != "best" and config.model.lora:
+        raise ConfigError(
+            f"--keep {keep} and --lora {config.model.lora}: models of LoRA are kept apart from their base, and cannot "
+            "be united. Pass --keep best, or leave --lora out."
+        )
     if seeds < 2:
         raise ConfigError(f"--seeds {seeds}: takes at least 2; for one, pass --seed.")
     data = config.data

@@ -26,7 +26,7 @@ LAYERS = (
     ("data",),
     ("hub",),
     ("config",),
-    ("dataconfig",),
+    ("dataconfig", "pretrainconfig"),
     ("files", "paths", "presets", "sections", "settings"),
     ("errors",),
 )

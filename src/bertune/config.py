@@ -15,12 +15,13 @@ from pydantic import Field, ValidationError, field_validator
 from bertune.dataconfig import DataConfig, ReadConfig
 from bertune.errors import ConfigError
 from bertune.paths import size_in_bytes
+from bertune.pretrainconfig import PretrainConfig
 from bertune.sections import Section, flag
 from bertune.settings import merge, read_yaml, sentence
 
 __all__ = [
-    "CacheConfig", "CheckConfig", "Config", "DataConfig", "DecideConfig", "ModelConfig", "ReadConfig", "ReportConfig",
-    "TrainConfig",
+    "CacheConfig", "CheckConfig", "Config", "DataConfig", "DecideConfig", "ModelConfig", "PretrainConfig", "ReadConfig",
+    "ReportConfig", "TrainConfig",
 ]  # fmt: skip
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -313,6 +314,7 @@ class Config(Section):
     data: DataConfig = Field(default_factory=DataConfig)
     check: CheckConfig = Field(default_factory=CheckConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
+    pretrain: PretrainConfig = Field(default_factory=PretrainConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     decide: DecideConfig = Field(default_factory=DecideConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)

@@ -9,14 +9,13 @@ expectation exact. On a GPU, masks follow (seed, step, first row) through the de
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bertune.data.batch import Batch
+from bertune.data.counters import base, keyed, spread
 
 
 class Noise:
@@ -30,9 +29,7 @@ class Noise:
 
     def seek(self, seed: int, step: int, batch: Batch) -> None:
         """Make what follows depend on (seed, step) and the rows of `batch` alone."""
-        base = int.from_bytes(hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest(), "little")
-        with np.errstate(over="ignore"):
-            rows = _spread(np.uint64(base) + batch.rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+        rows = keyed(base(seed, step), batch.rows)
         own = int(rows[0] >> np.uint64(1))
         self.generator.manual_seed(own)
         if self.device.type != "cpu":
@@ -40,7 +37,7 @@ class Noise:
             torch.manual_seed(own)
             return
         with np.errstate(over="ignore"):
-            tokens = _spread(np.repeat(rows, batch.lengths) + batch.positions.astype(np.uint64))
+            tokens = spread(np.repeat(rows, batch.lengths) + batch.positions.astype(np.uint64))
         self.tokens = torch.from_numpy(tokens.view(np.int32).reshape(-1, 2))
         self.first = self.tokens[torch.from_numpy(batch.cu[:-1])]
         self._site = 0
@@ -96,13 +93,6 @@ def mask(keys: Tensor, width: int, rate: float, dtype: torch.dtype, *, site: int
     bits ^= _right(bits, 16)
     bytes_ = bits.view(torch.uint8)[..., :width]
     return torch.ge(bytes_, level(rate), out=torch.empty(bytes_.shape, dtype=dtype))
-
-
-def _spread(values: np.ndarray) -> np.ndarray:
-    """64-bit finaliser of SplitMix (Steele et al. 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def _stir(x: Tensor) -> Tensor:

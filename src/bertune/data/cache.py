@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,17 +108,17 @@ def read_entry(root: Path, kind: str, key: str) -> tuple[dict[str, np.ndarray], 
 def write_entry(root: Path, kind: str, key: str, arrays: dict[str, np.ndarray], values: dict[str, Any]) -> bool:
     """Stores an entry, making room for it first; False, with a word, where that is not possible (read-only, full)."""
     size = sum(array.nbytes for array in arrays.values()) + 1024  # file headers and meta.json
-    return stream_entry(root, kind, key, arrays.items(), size=size, finish=lambda: values)
+    return stream_entry(root, kind, key, arrays.items(), values, size=size)
 
 
 def stream_entry(
-    root: Path, kind: str, key: str, arrays: Iterable[tuple[str, np.ndarray]], *, size: int,
-    finish: Callable[[], dict[str, Any]], limited: bool = True,
+    root: Path, kind: str, key: str, arrays: Iterable[tuple[str, np.ndarray]], values: dict[str, Any], *, size: int,
+    limited: bool = True,
 ) -> bool:
     """`write_entry` of arrays that come one after another, and need not fit into memory together.
 
-    size: bytes that they will take, about; finish: called after the last of them, for the values of the entry.
-    limited: the limit of the cache holds, and older entries make room; otherwise the folder is not the cache.
+    size: bytes that they will take, about. limited: the limit of the cache holds, and older entries make room;
+    otherwise `root` is a folder of its own, where nothing is left out.
     """
     limit = cache_limit()
     if limited and size > limit:
@@ -137,7 +137,7 @@ def stream_entry(
             np.save(aside / f"{name}.npy", array, allow_pickle=False)
             count, crc = _checksum(aside / f"{name}.npy")
             files[f"{name}.npy"] = {"bytes": count, "crc32": crc}
-        (aside / "meta.json").write_text(json.dumps({"files": files, "values": finish()}), encoding="utf-8")
+        (aside / "meta.json").write_text(json.dumps({"files": files, "values": values}), encoding="utf-8")
         aside.replace(root / kind / key)
     except OSError as error:
         if aside is not None:

@@ -29,8 +29,8 @@ _BATCH_UNITS, _BATCH_CHARACTERS = 8192, 4_000_000  # tokenised at once
 class Corpus:
     """Tokens without special ones, in order.
 
-    shards: arrays [SHARD], the last one shorter; units: int64 [n + 1], where each unit begins; documents: int64 [d + 1],
-    the unit that each document begins with. key: SHA-256 of the texts and the tokenizer.
+    shards: arrays of `shard` tokens, the last one shorter; units: int64 [n + 1], where each unit begins; documents:
+    int64 [d + 1], the unit that each document begins with. key: SHA-256 of the texts and the tokenizer.
     """
 
     shards: list[np.ndarray]
@@ -93,7 +93,7 @@ def open_corpus(
         arrays = _arrays(units(sources, sentences=sentences), tokenizer, lengths, begins, advance)
         # About four characters a token; a guess that is wrong makes too much or too little room, and nothing else.
         size = found.characters // 4 * (2 if tokenizer.vocab_size <= 1 << 16 else 4) + 5 * found.units
-        stream_entry(root, "corpora", key, arrays, size=size, finish=lambda: {}, limited=root is cache)
+        stream_entry(root, "corpora", key, arrays, {}, size=size, limited=root is cache)
         opened = _open(root, key)
         if opened is not None:
             return opened

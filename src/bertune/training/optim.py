@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bertune.config import TrainConfig
 from bertune.errors import ConfigError
 from bertune.model import kernels
-from bertune.model.classifier import ClassifierModel
+from bertune.model.classifier import ClassifierModel, EncoderModel
 from bertune.model.encoder import Encoder
 
 
@@ -160,13 +160,13 @@ class Optimizer:
     """
 
     def __init__(
-        self, model: ClassifierModel, config: TrainConfig, *, lr: float, steps: int, full: dict[str, Tensor],
-        head_lr: float | None = None, compiled: bool = False,
+        self, model: EncoderModel, config: TrainConfig, *, lr: float, steps: int, full: dict[str, Tensor],
+        head_lr: float | None = None, compiled: bool = False, by_row: bool = True,
     ) -> None:
         """`full`: fp32 values, by name, of the parameters that the model holds in lower precision.
 
         lr, head_lr: peak learning rates of the encoder and of the head; None: one for both.
-        compiled: let kernels.c do the steps; else torch does.
+        compiled: let kernels.c do the steps; else torch does. by_row: a step uses few rows of the word embeddings.
         """
         self.compiled = compiled
         self.rates = learning_rates(config, peak=lr, steps=steps)
@@ -177,7 +177,8 @@ class Optimizer:
         embeddings = getattr(model.encoder, "embeddings", None)
         word = getattr(getattr(embeddings, "word", None), "weight", None)
         # A GPU goes through the whole table in less time than the row-wise bookkeeping takes to be launched.
-        by_row = word is not None and word.requires_grad and word.device.type == "cpu" and RowAdam.fits(config.betas)
+        by_row = by_row and word is not None and word.requires_grad and word.device.type == "cpu"
+        by_row = by_row and RowAdam.fits(config.betas)
         for name, param in model.named_parameters():
             if not param.requires_grad or (by_row and param is word):
                 continue

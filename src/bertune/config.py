@@ -20,9 +20,18 @@ from bertune.sections import Section, flag
 from bertune.settings import merge, read_yaml, sentence
 
 __all__ = [
-    "CacheConfig", "CheckConfig", "Config", "DataConfig", "DecideConfig", "ModelConfig", "PretrainConfig", "ReadConfig",
+    "PRETRAINING_KEYS", "CacheConfig", "CheckConfig", "Config", "DataConfig", "DecideConfig", "ModelConfig", "PretrainConfig", "ReadConfig",
     "ReportConfig", "TrainConfig",
 ]  # fmt: skip
+
+# The options that a pre-training depends on; the others have no effect on it.
+PRETRAINING_KEYS = (
+    "data.files", "data.text", *(f"data.{name}" for name in ("format", "header", "columns", "encoding", "quoting")),
+    "model.name", "model.revision", "model.dropout", "cache.folder", "cache.limit",
+    *(f"pretrain.{name}" for name in PretrainConfig.model_fields if name != "on"),
+    *(f"train.{name}" for name in ("seed", "device", "precision", "threads", "token_budget", "kernels", "compile",
+                                   "checkpoint_minutes", "checkpoint_steps")),
+)  # fmt: skip
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 

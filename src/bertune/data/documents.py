@@ -147,10 +147,12 @@ def _blocks(texts: Texts) -> Texts:
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over a corpus found. digest: SHA-256 of its units and of where documents begin."""
+    """What one pass over a corpus found. digest: SHA-256 of its units and of where documents begin; longer: documents
+    of two units or more."""
 
     digest: str
     documents: int
+    longer: int
     units: int
     characters: int
 
@@ -158,12 +160,15 @@ class Survey:
 def survey(sources: list[TextSource], *, sentences: bool, advance: Callable[[int], None] | None = None) -> Survey:
     """Go through the corpus once; DataError where it holds no text."""
     digest = hashlib.sha256(b"sentences" if sentences else b"blocks")
-    documents = count = characters = 0
+    documents = longer = count = characters = 0
+    alone = False  # whether the document has one unit so far
     for text, begins in units(sources, sentences=sentences):
         content = text.encode("utf-8", "surrogatepass")
         digest.update(b"%d %d " % (begins, len(content)))
         digest.update(content)
         documents += begins
+        longer += alone and not begins
+        alone = begins
         count += 1
         characters += len(text)
         if advance is not None and begins and documents % 256 == 0:
@@ -171,4 +176,4 @@ def survey(sources: list[TextSource], *, sentences: bool, advance: Callable[[int
     if not count:
         names = listed([source.name for source in sources], 3)
         raise DataError(f"{names}: no text to pre-train on; every row is blank in {listed(sources[0].columns)}.")
-    return Survey(digest.hexdigest(), documents, count, characters)
+    return Survey(digest.hexdigest(), documents, longer, count, characters)

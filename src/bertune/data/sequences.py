@@ -74,11 +74,7 @@ class Sequences:
         followed = np.append(owner[1:] == owner[:-1], False) if len(owner) else np.zeros(0, bool)
         first = np.flatnonzero(followed & (place % 2 == 0))
         if not len(first) or len(starts) < 2:
-            raise DataError(
-                "Next-sentence prediction needs at least two documents, one of them with two sentences or more; "
-                f"this corpus has {len(starts)} and {len(first)} that long. Add texts, see --documents for what a "
-                "document is, or pass --objective mlm."
-            )
+            raise DataError("Next sentences take two documents, one of them with a segment that follows another.")
         return first
 
     def turn(self, number: int) -> Turn:

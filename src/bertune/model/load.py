@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bertune.errors import ModelError
 from bertune.files import atomic_path, write_json
@@ -224,7 +224,7 @@ def hub_state(model: ClassifierModel) -> dict[str, Tensor]:
     return state_by_names(model, lambda name: hub_names(arch, head, name))
 
 
-def state_by_names(model: EncoderModel, names: Callable[[str], tuple[str, ...]]) -> dict[str, Tensor]:
+def state_by_names(model: nn.Module, names: Callable[[str], tuple[str, ...]]) -> dict[str, Tensor]:
     """`hub_state` by any table of names."""
     state: dict[str, Tensor] = {}
     for name, own in model.state_dict().items():

@@ -20,8 +20,8 @@ from bertune.sections import Section, flag
 from bertune.settings import merge, read_yaml, sentence
 
 __all__ = [
-    "PRETRAINING_KEYS", "CacheConfig", "CheckConfig", "Config", "DataConfig", "DecideConfig", "ModelConfig", "PretrainConfig", "ReadConfig",
-    "ReportConfig", "TrainConfig",
+    "PRETRAINING_KEYS", "CacheConfig", "CheckConfig", "Config", "DataConfig", "DecideConfig", "ModelConfig",
+    "PretrainConfig", "ReadConfig", "ReportConfig", "TrainConfig",
 ]  # fmt: skip
 
 # The options that a pre-training depends on; the others have no effect on it.

@@ -108,7 +108,7 @@ def _open(root: Path, key: str) -> Corpus | None:
     shards = [arrays[name] for name in sorted(name for name in arrays if name.startswith("ids-"))]
     begins = np.flatnonzero(arrays["begins"])
     documents = np.append(begins, len(arrays["begins"])).astype(np.int64)
-    return Corpus(shards, offsets_of(arrays["lengths"]), documents, key)
+    return Corpus(shards, offsets_of(arrays["lengths"]), documents, key, SHARD)
 
 
 def _arrays(

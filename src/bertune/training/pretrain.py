@@ -1,7 +1,7 @@
 """The spine of pre-training: from texts without labels to an encoder with its heads in a folder.
 
-`pretrain` is the command; `begin_stage` and `pretrain_stage` are what `train --pretrain-on` does first. Both go the same
-way: a corpus is surveyed and tokenised, a plan settled, the loop run, and the folder written that transformers opens.
+`pretrain` is the command; `begin_stage` and `pretrain_stage` are what `train --pretrain-on` does first. Both go the
+same way: a corpus is surveyed and tokenised, a plan settled, the loop run, and a folder written for transformers, too.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ def check_stage(config: Config) -> None:
     changed = [name for name in type(options).model_fields if getattr(options, name) != getattr(plain, name)]
     if changed and not options.on:
         raise ConfigError(
-            f"pretrain.{changed[0]} {getattr(options, changed[0])}: needs --pretrain-on FILE, or --pretrain-on train for "
-            "the training texts alone."
+            f"pretrain.{changed[0]} {getattr(options, changed[0])}: needs --pretrain-on FILE, or --pretrain-on train "
+            "for the training texts alone."
         )
     scratch = [name for name in changed if name in _STAGE_ONLY]
     if scratch:

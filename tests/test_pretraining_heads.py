@@ -30,7 +30,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ROWS = random_rows([9, 3, 14, 6])
 
 
-def sample_of(rows: list[list[int]], types: list[list[int]] | None = None, *, follows: list[int] | None = None) -> Sample:
+def sample_of(
+    rows: list[list[int]], types: list[list[int]] | None = None, *, follows: list[int] | None = None
+) -> Sample:
     """Every third token is to be guessed."""
     batch = batch_of(rows, types)
     places = np.arange(1, batch.tokens, 3)
@@ -197,3 +199,27 @@ def test_what_is_measured_is_what_transformers_loses(tmp_path: Path) -> None:
     assert found.masked_right == int((scores.argmax(1) == targets).sum())
     loss = model.loss(sample, None, masked=len(sample.places), pairs=4)
     assert loss.item() == pytest.approx(found.masked_loss / found.masked, rel=1e-5)
+
+
+def test_both_losses_are_added_up_as_in_transformers(tmp_path: Path) -> None:
+    theirs = tiny("bert", head="PreTraining")
+    model, _ = load_pretraining(save(theirs, tmp_path / "theirs"), objective="both")
+    types, follows = types_of(ROWS), [1, 0, 0, 1]
+    sample = sample_of(ROWS, types, follows=follows)
+    given = padded(ROWS, types)
+    labels = torch.full_like(given["input_ids"], -100)
+    for number, row in enumerate(ROWS):
+        for place, token in enumerate(row):
+            if sample.cu[number] + place in sample.places:
+                labels[number, place] = token
+    theirs(**given, labels=labels, next_sentence_label=1 - torch.tensor(follows)).loss.backward()
+    model.loss(sample, None, masked=len(sample.places), pairs=4).backward()
+    ours = dict(model.named_parameters())
+    for name, weight in (
+        ("encoder.embeddings.word.weight", theirs.bert.embeddings.word_embeddings.weight),
+        ("encoder.layers.0.up.weight", theirs.bert.encoder.layer[0].intermediate.dense.weight),
+        ("head.masked.dense.weight", theirs.cls.predictions.transform.dense.weight),
+        ("head.masked.bias", theirs.cls.predictions.bias),
+        ("head.next.weight", theirs.cls.seq_relationship.weight),
+    ):
+        torch.testing.assert_close(ours[name].grad, weight.grad, atol=1e-4, rtol=1e-3)

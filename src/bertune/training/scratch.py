@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from bertune.model.names import encoder_names
 from bertune.model.weights import SAFETENSORS, write_weights
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+LETTERS = 1000  # of a vocabulary at most; rarer ones are unknown
 # layers, width, heads, feed-forward: the book's small BERT (Zhang et al., Dive into Deep Learning, section 16.7), and
 # BERT-mini (Turc et al. 2019, arXiv 1908.08962).
 SHAPES = {"d2l-small": (2, 256, 4, 512), "mini": (4, 256, 4, 1024)}
@@ -74,12 +76,35 @@ def train_vocabulary(sources: list[TextSource], *, size: int, cased: bool) -> li
     rust = Rust(models.WordPiece(unk_token="[UNK]"))
     rust.normalizer = normalizers.BertNormalizer(lowercase=not cased)
     rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    letters, endings = alphabet(sources, rust)
     trainer = trainers.WordPieceTrainer(
-        vocab_size=size, min_frequency=2, limit_alphabet=1000, special_tokens=list(SPECIAL), show_progress=False
+        vocab_size=size, min_frequency=2, initial_alphabet=letters, limit_alphabet=len(letters), show_progress=False,
+        special_tokens=[*SPECIAL, *letters, *endings],
     )
     rust.train_from_iterator(_batches(sources), trainer=trainer)
     vocabulary: dict[str, int] = json.loads(rust.to_str())["model"]["vocab"]
     return sorted(vocabulary, key=vocabulary.__getitem__)
+
+
+def alphabet(sources: list[TextSource], rust: Rust) -> tuple[list[str], list[str]]:
+    """The letters of a vocabulary, and those among them that occur inside a word, as pieces with ##; both sorted.
+
+    Handed to the trainer beforehand: it would number them in the order of a hash table, which differs between
+    processes, and number decides between pieces that are equally frequent.
+    """
+    words: Counter[str] = Counter()
+    for source in sources:
+        for text, _ in source.texts():
+            words.update(rust.normalizer.normalize_str(takeable([text])[0]).split())
+    counts: Counter[str] = Counter()
+    inside: set[str] = set()
+    for word, count in words.items():
+        for part, _ in rust.pre_tokenizer.pre_tokenize_str(word):
+            for letter in part:
+                counts[letter] += count
+            inside.update(part[1:])
+    letters = sorted(sorted(counts, key=lambda letter: (-counts[letter], letter))[:LETTERS])
+    return letters, [f"##{letter}" for letter in letters if letter in inside]
 
 
 def _batches(sources: list[TextSource]) -> Iterator[list[str]]:

@@ -235,7 +235,7 @@ def _run(config: Config, out: Path, start: Start, listener: Listener, *, resume:
         folder = start.folder or _made(config, run_folder / START, start.sources, say)
         tokenizer = Tokenizer.load(folder)
         corpus = _tokenized(start, tokenizer, config, run_folder, listener)
-        train, held = _sequences(corpus, tokenizer, config, say)
+        train, held = training_sequences(corpus, tokenizer, config, say)
         model, report = load_pretraining(
             folder, objective=options.objective, dropout=config.model.dropout, seed=config.train.seed
         )
@@ -318,7 +318,7 @@ def _tokenized(
         )
 
 
-def _sequences(
+def training_sequences(
     corpus: Corpus, tokenizer: Tokenizer, config: Config, say: Callable[[str], None]
 ) -> tuple[Sequences, Sequences | None]:
     """What trains, and what is measured on; DataError where nothing can be made of the corpus."""

@@ -2,10 +2,11 @@
 
     python benchmarks/pretrain_speed.py --data ../shared/data --seconds 60 --json pretrain.json
 
-Both sides read the same text (the beginning of the books) with MiniLM's vocabulary of 30,522 pieces, and train an encoder
-of the same shape with a masked-language head: all weights, dropout 0.1, AdamW, 15 % masked, clipping at 1. Tokenization is
-not timed. The other side is what run_mlm.py does: texts joined and cut into blocks of 128 tokens (`group_texts`),
-DataCollatorForLanguageModeling, Trainer. A ratio is the median over rounds of tokens a second. The JSON holds
+Both sides read the same text (the beginning of the books) with MiniLM's vocabulary of 30,522 pieces, and train an
+encoder of the same shape with a masked-language head: all weights, dropout 0.1, AdamW, 15 % masked, clipping at 1.
+Tokenization is not timed. The other side is what run_mlm.py does: texts joined and cut into blocks of 128 tokens
+(`group_texts`), DataCollatorForLanguageModeling, Trainer. A ratio is the median over rounds of tokens a second. The
+JSON holds
 
     ratio_best       our default against the recipe in bf16 at 64 blocks (as many tokens a step as ours), with freed
                      memory kept for the next step as ours keeps it

@@ -329,6 +329,17 @@ class TestFromScratch:
         assert tokens == ["Émile"]
 
 
+def test_texts_may_be_in_memory(tiny_bert: Path, tmp_path: Path) -> None:
+    rows = topic_rows(80)
+    pl.DataFrame(rows).write_csv(tmp_path / "rows.csv")
+    results = [
+        bertune.pretrain(data, out=tmp_path / name, model=tiny_bert, text="text", settings=PRETRAIN, epochs=1)
+        for name, data in (("memory", rows), ("file", tmp_path / "rows.csv"))
+    ]
+    one, two = ((result.out / "model.safetensors").read_bytes() for result in results)
+    assert one == two
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("changes", "error", "text"),
@@ -339,6 +350,7 @@ class TestRefused:
             ({"pretrain__objective": "nsp", "pretrain__masking": 0.3}, ConfigError,
              "pretrain.masking 0.3: nothing is masked with --objective nsp."),
             ({"data__text": "txt"}, DataError, "no column 'txt'"),
+            ({"train__lr": 0.1}, ConfigError, "train.lr: has no effect on a pre-training"),
         ],
     )  # fmt: skip
     def test_before_anything_is_written(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from bertune.data.cache import read_entry, stream_entry
+from bertune.data.counters import base, keyed
 from bertune.data.documents import Survey, TextSource, units
 from bertune.data.ragged import offsets_of, spans
 from bertune.data.tokens import Tokenizer
@@ -177,25 +178,26 @@ def segments_of(corpus: Corpus, documents: np.ndarray, *, width: int) -> Pieces:
     A longer sentence is cut. A document that would be a single segment becomes two where it has two sentences, since
     otherwise nothing could follow anything there.
     """
-    bounds, first = corpus.bounds, corpus.documents
-    starts: list[int] = []
+    first = corpus.documents[documents]
+    counts = corpus.documents[documents + 1] - first
+    sentences = spans(first, counts)
+    starts = corpus.units[sentences]
+    starts, sizes, sentence = cut(starts, corpus.units[sentences + 1] - starts, width)
+    owners = np.repeat(documents, counts)[sentence]
+    totals = np.diff(corpus.bounds)
+    targets = np.where(totals > width, width, -(-totals // 2))[owners]
+    places: list[int] = []  # of the parts of sentences with which segments begin
     lengths: list[int] = []
-    owners: list[int] = []
-    for document in documents.tolist():
-        edges = corpus.units[first[document] : first[document + 1] + 1]
-        begin, size, _ = cut(edges[:-1], np.diff(edges), width)
-        total = int(bounds[document + 1] - bounds[document])
-        target = width if total > width else -(-total // 2)
-        open_ = False  # whether the last segment may still grow
-        for place, length in zip(begin.tolist(), size.tolist(), strict=True):
-            if open_ and lengths[-1] + length <= target:
-                lengths[-1] += length
-            else:
-                starts.append(place)
-                lengths.append(length)
-                owners.append(document)
-                open_ = True
-    return Pieces(*(np.array(values, dtype=np.int64) for values in (starts, lengths, owners)))
+    owner = -1
+    parts = zip(owners.tolist(), sizes.tolist(), targets.tolist(), strict=True)
+    for place, (document, size, target) in enumerate(parts):
+        if document == owner and lengths[-1] + size <= target:
+            lengths[-1] += size
+        else:
+            places.append(place)
+            lengths.append(size)
+            owner = document
+    return Pieces(starts[places], np.array(lengths, dtype=np.int64), owners[places])
 
 
 def hold_out(corpus: Corpus, *, share: float, most: int, seed: int, least: int) -> tuple[np.ndarray, np.ndarray]:
@@ -204,8 +206,6 @@ def hold_out(corpus: Corpus, *, share: float, most: int, seed: int, least: int) 
     A share of the tokens, in whole documents drawn by the seed, at least `least` of them and about `most` tokens at
     most. Nothing is held out where that would leave less than half of the tokens, or no document, to train on.
     """
-    from bertune.data.counters import base, keyed
-
     every = np.arange(len(corpus))
     sizes = np.diff(corpus.bounds)
     order = np.argsort(keyed(base(seed, "held out"), every), kind="stable")

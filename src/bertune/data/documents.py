@@ -65,7 +65,7 @@ def file_sources(
                 return read_chunks(path, read, keep_all=True)
 
             first = next(tables())
-            chosen = _columns(first, columns, wanted)
+            chosen = text_columns(first, columns, wanted)
             found.append(TextSource(file.name, tables, chosen, _rule(rule, first, chosen, tables)))
     return found
 
@@ -75,7 +75,8 @@ def table_source(table: Table, columns: tuple[str, ...], *, name: str) -> TextSo
     return TextSource(name, lambda: iter([table]), columns, "row")
 
 
-def _columns(table: Table, columns: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...]:
+def text_columns(table: Table, columns: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """`columns`, which must be there; else `wanted` where all are there, whatever their case; else well-known names."""
     if columns:
         for name in columns:
             table.column(name)  # raises where it is missing

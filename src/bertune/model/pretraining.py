@@ -167,13 +167,14 @@ class _TiedLoss(torch.autograd.Function):
         total = torch.zeros((), device=states.device)
         rows = CPU_ROWS if states.device.type == "cpu" else GPU_ROWS
         for begin in range(0, len(scores), rows):
-            part, truth = scores[begin : begin + rows].float(), targets[begin : begin + rows, None]
+            part, truth = scores[begin : begin + rows].float(), targets[begin : begin + rows]
+            line = torch.arange(len(part), device=part.device)
             if bias is not None:
                 part += bias
-            norm = torch.logsumexp(part, dim=1, keepdim=True)
-            total += (norm - part.gather(1, truth)).sum()
-            part.sub_(norm).exp_()
-            part.scatter_add_(1, truth, part.new_full(truth.shape, -1.0))
+            norm = torch.logsumexp(part, dim=1)
+            total += (norm - part[line, truth]).sum()
+            part.sub_(norm[:, None]).exp_()
+            part[line, truth] -= 1
             part *= scale
             if grad_bias is not None:
                 grad_bias += part.sum(0)

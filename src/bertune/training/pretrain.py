@@ -18,8 +18,9 @@ import numpy as np
 from bertune.bundle import PRETRAINED, check_output, prepare_output
 from bertune.config import PRETRAINING_KEYS, Config, ReadConfig
 from bertune.data.corpus import Corpus, Pieces, hold_out, open_corpus, pieces_of, segments_of
-from bertune.data.documents import Survey, TextSource, file_sources, survey, table_source
+from bertune.data.documents import Survey, TextSource, file_sources, survey, table_source, text_columns
 from bertune.data.masking import Masking
+from bertune.data.read import FRAME, read_table
 from bertune.data.sequences import Sequences
 from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError, DataError, TrainingError, listed
@@ -73,26 +74,39 @@ class Stage:
 
 
 def pretrain(
-    config: Config, *, out: str | Path, resume: bool = False, overwrite: bool = False, listener: Listener | None = None
+    config: Config, *, out: str | Path, source: Any = None, resume: bool = False, overwrite: bool = False,
+    listener: Listener | None = None,
 ) -> Pretrained:
     """Pre-train as `config.pretrain` says on the texts of `config.data.files`, and leave the encoder in `out`.
 
+    source: texts in memory (a frame, a list of dicts, a dict of columns) in place of the files, a document a row.
     Raises InputError for anything wrong with the input, before `out` is touched; TrainingError; Interrupted.
     """
     out, listener = Path(out), listener or Silent()
+    others = [change.split()[0] for change in Config().changes(config)]
+    others = [name for name in others if name not in PRETRAINING_KEYS]
+    if others:
+        raise ConfigError(f"{others[0]}: has no effect on a pre-training; its options are in the section pretrain.")
     with cache_settings(config.cache.folder, config.cache.limit):
         check_output(out, resume=resume, overwrite=overwrite)
         if resume and is_pretrained(out):
             listener.say(f"{out} holds a complete pre-training already; nothing to do.")
             return Pretrained(out, pretraining_metrics(out))
-        if not config.data.files:
+        if source is None and not config.data.files:
             raise ConfigError("TEXT is missing: name one or more files, for example bertune pretrain books.txt.gz.")
-        options, data = config.pretrain, config.data
         folder, base = _model(config, out, overwrite=overwrite)
-        sources = file_sources(data.files, data, columns=tuple(data.text), rule=options.documents)
+        sources = _sources(config, source)
         start = _survey(sources, config, folder, base, listener)
         prepare_output(out, resume=resume, overwrite=overwrite)
         return _run(config, out, start, listener, resume=resume)
+
+
+def _sources(config: Config, source: Any) -> list[TextSource]:
+    data, columns = config.data, tuple(config.data.text)
+    if source is None:
+        return file_sources(data.files, data, columns=columns, rule=config.pretrain.documents)
+    table = read_table(source, data, keep_all=True)
+    return [table_source(table, text_columns(table, columns, ()), name=FRAME)]
 
 
 def begin_stage(

@@ -344,7 +344,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("changes", "error", "text"),
         [
-            ({"pretrain__max_length": 65}, ConfigError, "--max-length 65: this encoder reads at most 64 tokens."),
+            ({"pretrain__max_length": 65}, ConfigError, "pretrain.max_length 65: this encoder reads at most 64"),
             ({"pretrain__vocab_size": 500}, ConfigError, "pretrain.vocab_size 500: needs --from-scratch."),
             ({"pretrain__from_scratch": "mini"}, ConfigError, "--from-scratch mini: one goes on with a model and the"),
             ({"pretrain__objective": "nsp", "pretrain__masking": 0.3}, ConfigError,
@@ -496,6 +496,14 @@ class TestStage:
         assert not torch.equal(stage[f"bert.{name}"], start[name])
         wanted = "from the training rows (text; a row is a document)"
         assert any(wanted in text for text in told.said)
+
+    def test_an_overwritten_run_pre_trains_anew(self, data: dict[str, Path], tiny_bert: Path, tmp_path: Path) -> None:
+        how: dict[str, Any] = {"model": tiny_bert, "out": tmp_path / "out"}
+        for masking in (0.1, 0.4):
+            settings = self.STAGE | {"pretrain.on": "train", "pretrain.masking": masking}
+            bertune.train(data["topics"], settings=settings, overwrite=masking > 0.1, **how)
+            record = (tmp_path / "out" / "run" / "pretrain" / "run" / "config.yaml").read_text(encoding="utf-8")
+            assert yaml.safe_load(record)["pretrain"]["masking"] == masking
 
     def test_without_it_nothing_is_pre_trained(self, data: dict[str, Path], tiny_bert: Path, tmp_path: Path) -> None:
         result = bertune.train(data["topics"], out=tmp_path / "out", model=tiny_bert, settings=QUICK)

@@ -110,7 +110,7 @@ def _sources(config: Config, source: Any) -> list[TextSource]:
 
 
 def begin_stage(
-    config: Config, prepared: Prepared, out: Path, *, folder: Path, base: Source, listener: Listener
+    config: Config, prepared: Prepared, out: Path, *, folder: Path, base: Source, resume: bool, listener: Listener
 ) -> Stage | None:
     """What `pretrain_stage` needs to begin, or None where no pre-training is asked for; nothing is written.
 
@@ -120,7 +120,7 @@ def begin_stage(
     if not config.pretrain.on:
         return None
     stage = config.updated({"model": {"freeze": "none", "train_positions": True}, "pretrain": {"on": []}})
-    if is_pretrained(out):
+    if resume and is_pretrained(out):
         return Stage(stage, None)
     return Stage(stage, _survey(stage_sources(config, prepared), stage, folder, base, listener))
 
@@ -215,8 +215,8 @@ def _survey(
             )
         if options.max_length > encoder.longest_input:
             raise ConfigError(
-                f"--max-length {options.max_length}: this encoder reads at most {encoder.longest_input} tokens. "
-                f"Pass --max-length {encoder.longest_input} or less, or another --model."
+                f"pretrain.max_length {options.max_length}: this encoder reads at most {encoder.longest_input} tokens. "
+                f"Choose {encoder.longest_input} or less, or another --model."
             )
     with listener.work("Reading the corpus", 0) as advance:
         found = survey(sources, sentences=options.objective != "mlm", advance=advance)

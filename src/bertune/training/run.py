@@ -92,7 +92,9 @@ def _run(
     metric = check_metric(config.train.metric, prepared.task.kind)
     check_defined(metric, prepared)
     check_used(config, prepared.task.kind, prepared.splits)
-    stage = begin_stage(config, prepared, out / "run" / PRETRAIN, folder=folder, base=base, listener=listener)
+    stage = begin_stage(
+        config, prepared, out / "run" / PRETRAIN, folder=folder, base=base, resume=resume, listener=listener
+    )
     if config.decide.coverage is not None or config.decide.accuracy is not None:
         prepared = keep_apart(prepared, config.data)
         sizes = (len(prepared.splits[name]) for name in ("conformal", "valid"))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from corpora import Part, load
+from pretrain_sides import pretrain, run_mlm
 from workers import Pacer, serve
 
 STEPS = 100_000  # more than any side gets to
@@ -302,7 +303,9 @@ def _follow(
 
 
 def _side(spec: dict[str, Any], pacer: Pacer) -> None:
-    {"trainer": trainer, "plain": plain, "ours": ours, "products": products}[spec["side"]](spec, pacer)
+    sides = {"trainer": trainer, "plain": plain, "ours": ours, "products": products, "run_mlm": run_mlm,
+             "pretrain": pretrain}  # fmt: skip
+    sides[spec["side"]](spec, pacer)
 
 
 if __name__ == "__main__":

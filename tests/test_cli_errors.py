@@ -43,7 +43,9 @@ def only_line(done: Done, code: int = 2) -> str:
 
 
 USAGE = {
-    "an unknown command": (["trian", "x.csv"], "No such command 'trian'. Did you mean 'train'? See bertune --help."),
+    "an unknown command": (
+        ["trian", "x.csv"], "No such command 'trian'. Did you mean 'train', 'pretrain'? See bertune --help.",
+    ),
     "an unknown option": (
         ["train", "x.csv", "--lable", "y"],
         "bertune train: no option --lable; did you mean '--label'? See bertune train --help.",

@@ -26,7 +26,7 @@ LAYERS = (
     ("data",),
     ("hub",),
     ("config",),
-    ("dataconfig",),
+    ("dataconfig", "pretrainconfig"),
     ("files", "paths", "longtext", "presets", "sections", "settings"),
     ("errors",),
 )

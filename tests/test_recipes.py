@@ -31,7 +31,39 @@ def test_every_recipe_is_a_valid_configuration(path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_says_how_to_run_it(path: Path) -> None:
     comments = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    assert any(f"bertune train --config recipes/{path.name} " in line for line in comments)
+    command = "pretrain" if path.stem == "from-scratch" else "train"
+    assert any(f"bertune {command} --config recipes/{path.name} " in line for line in comments)
+
+
+def test_from_scratch_makes_a_bert_of_the_mini_shape() -> None:
+    options = _load("from-scratch").pretrain
+    assert (options.from_scratch, options.objective, options.vocab_size) == ("mini", "both", 8000)
+
+
+def test_from_scratch_runs_over_the_books_and_is_fine_tuned(
+    shared_data: Path, tmp_path: Path, one_thread: None
+) -> None:
+    """The recipe on the first pages of the books, with a narrower encoder and few steps."""
+    import gzip
+    import itertools
+
+    import transformers
+
+    import bertune
+    from bertune.training.pretrain import pretrain
+    from tiny_runs import QUICK, topic_rows
+
+    with gzip.open(shared_data / "books" / "books.txt.gz", "rt", encoding="utf-8") as stream:
+        (tmp_path / "books.txt").write_text("".join(itertools.islice(stream, 2500)), encoding="utf-8")
+    small = {"vocab_size": 500, "hidden": 32, "ffn": 64, "max_steps": 6, "tokens": 1024, "held_out": 0.05}
+    config = _load("from-scratch").updated({
+        "data": {"files": [str(tmp_path / "books.txt")]}, "pretrain": small, "train": {"threads": 1},
+    })  # fmt: skip
+    done = pretrain(config, out=tmp_path / "encoder")
+    assert done.metrics["corpus"]["documents"] > 10
+    assert type(transformers.AutoModelForPreTraining.from_pretrained(done.out)).__name__ == "BertForPreTraining"
+    result = bertune.train(topic_rows(60), out=tmp_path / "result", model=done.out, settings=QUICK)
+    assert "accuracy" in result.metrics["test"]
 
 
 def test_system_a_is_the_published_head_on_bert() -> None:

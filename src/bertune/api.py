@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bertune.training.folds import CrossValidation
     from bertune.training.listen import Listener
     from bertune.training.lr_range import LrRange
+    from bertune.training.pretrain import Pretrained
     from bertune.training.run import Result
 
 Names = str | Sequence[str] | None
@@ -65,6 +66,30 @@ def train(
 
         keep_page(result.out, chosen, source=source, say=(listener or Silent()).say)
     return result
+
+
+def pretrain(
+    data: Any, *, out: str | Path, text: Names = None, model: str | Path | None = None, objective: str | None = None,
+    epochs: int | None = None, lr: float | None = None, seed: int | None = None,
+    config: Config | str | Path | None = None, settings: Mapping[str, Any] | None = None, resume: bool = False,
+    overwrite: bool = False, listener: Listener | None = None,
+) -> Pretrained:
+    """Pre-train an encoder further on texts without labels, and leave it, a folder for `model`, in `out`.
+
+    data: as for `train`; files need not have the same columns. objective: mlm, nsp or both. Others by their dotted
+    names, for example {"pretrain.whole_word": True}, {"pretrain.from_scratch": "mini"} for a new encoder. The result's
+    `metrics` has `before` and `held_out`: perplexity and accuracy on documents that it was not trained on.
+
+    Raises InputError for what cannot be used (before `out` is touched), TrainingError, and Interrupted on Ctrl-C.
+    """
+    from bertune.training.pretrain import pretrain as run
+
+    chosen, source = _configured(
+        data, config, settings, text=text, text_pair=None, label=None, valid=None, test=None, model=model,
+        place="pretrain()",
+        more={"pretrain": {"objective": objective, "epochs": epochs, "lr": lr}, "train": {"seed": seed}},
+    )  # fmt: skip
+    return run(chosen, out=out, source=source, resume=resume, overwrite=overwrite, listener=listener)
 
 
 def cross_validate(

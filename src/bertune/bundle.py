@@ -28,6 +28,7 @@ BUNDLE_FILE = "bertune.json"
 RUN_FOLDER = "run"
 SCHEMA_VERSION = 1
 
+PRETRAINED = "pretrained.json"  # in run/ of a pre-training: the files that it leaves beside run/
 _CARD = "README.md"  # may be edited by its owner, so it has no hash
 _INCOMING = ".bertune-incoming"  # a complete bundle on its way in
 _OLD = ".bertune-old"  # an old result on its way out
@@ -290,6 +291,16 @@ def _finish_move(folder: Path) -> None:
     shutil.rmtree(incoming, ignore_errors=True)
 
 
+def _own_names(folder: Path) -> set[str]:
+    """The files that bertune wrote into `folder`, beside those that every result has."""
+    try:
+        kept = json.loads((folder / RUN_FOLDER / PRETRAINED).read_text(encoding="utf-8"))["files"]
+        pretrained = {str(name) for name in kept}
+    except (OSError, ValueError, KeyError, TypeError):
+        pretrained = set()
+    return _hashed_names(folder) | pretrained
+
+
 def _hashed_names(folder: Path) -> set[str]:
     """The files that the bertune.json in `folder` names; empty where there is none that can be read."""
     try:
@@ -326,6 +337,8 @@ def _what_it_is(folder: Path) -> str:
             return f"several trainings, and no model of its own. Each is a result, for example {inner[0]}."
     if (folder / RUN_FOLDER / "lr-range.json").is_file():
         return f"a test of learning rates, and no model. {_HOW}"
+    if (folder / RUN_FOLDER / PRETRAINED).is_file() and (folder / RUN_FOLDER / "metrics.json").is_file():
+        return f"a pre-trained encoder without a classifier. Train one: bertune train DATA --model {folder} --out DIR."
     if _is_output(folder):
         return "a run that has not finished: it has no bertune.json yet. Go on with: bertune train ... --resume."
     if (folder / "config.json").is_file():
@@ -348,7 +361,7 @@ def _is_output(folder: Path) -> bool:
 
 def _foreign(folder: Path) -> list[str]:
     """Entries that bertune did not write; of a folder within, such as members/, all files have to be the bundle's."""
-    hashed = _hashed_names(folder) | _hashed_names(folder / _OLD)
+    hashed = _own_names(folder) | _own_names(folder / _OLD)
     own = {BUNDLE_FILE, RUN_FOLDER, _CARD, _INCOMING, _OLD} | _JUNK | hashed
     for inner in {name.split("/")[0] for name in hashed if "/" in name}:
         files = (path for path in (folder / inner).rglob("*") if path.is_file() and path.name not in _JUNK)

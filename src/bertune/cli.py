@@ -37,6 +37,7 @@ EXAMPLES = (
 # name -> module and class in `commands`, and what it does in a sentence
 COMMANDS = {
     "train": ("train", "Train", "Train a classifier on DATA and leave it, tested, in a folder."),
+    "pretrain": ("pretrain", "Pretrain", "Pre-train an encoder further on TEXT without labels, or from scratch."),
     "check": ("check", "Check", "Say what is wrong with DATA before training on it."),
     "evaluate": ("evaluate", "Evaluate", "Measure a trained model on labelled rows."),
     "predict": ("predict", "Predict", "Predict labels for new rows, in their order; no row is left out."),

@@ -16,13 +16,23 @@ from bertune.dataconfig import DataConfig, ReadConfig
 from bertune.errors import ConfigError
 from bertune.longtext import MOST_CHUNKS, WAYS, check_way
 from bertune.paths import size_in_bytes
+from bertune.pretrainconfig import PretrainConfig
 from bertune.sections import Section, flag
 from bertune.settings import merge, read_yaml, sentence
 
 __all__ = [
-    "CacheConfig", "CheckConfig", "Config", "DataConfig", "DecideConfig", "ModelConfig", "ReadConfig", "ReportConfig",
-    "TrainConfig",
+    "PRETRAINING_KEYS", "CacheConfig", "CheckConfig", "Config", "DataConfig", "DecideConfig", "ModelConfig",
+    "PretrainConfig", "ReadConfig", "ReportConfig", "TrainConfig",
 ]  # fmt: skip
+
+# The options that a pre-training depends on; the others have no effect on it.
+PRETRAINING_KEYS = (
+    "data.files", "data.text", *(f"data.{name}" for name in ("format", "header", "columns", "encoding", "quoting")),
+    "model.name", "model.revision", "model.dropout", "cache.folder", "cache.limit",
+    *(f"pretrain.{name}" for name in PretrainConfig.model_fields if name != "on"),
+    *(f"train.{name}" for name in ("seed", "device", "precision", "threads", "token_budget", "kernels", "compile",
+                                   "checkpoint_minutes", "checkpoint_steps")),
+)  # fmt: skip
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -456,6 +466,7 @@ class Config(Section):
     data: DataConfig = Field(default_factory=DataConfig)
     check: CheckConfig = Field(default_factory=CheckConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
+    pretrain: PretrainConfig = Field(default_factory=PretrainConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     decide: DecideConfig = Field(default_factory=DecideConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)

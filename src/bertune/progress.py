@@ -85,7 +85,8 @@ class Display:
         self.meter.update(step.number, [part for part in parts if part])
 
     def evaluated(self, record: dict[str, Any], metric: str) -> None:
-        found = {name: record["metrics"].get(name) for name in (metric, "log_loss")}
+        beside = ("log_loss", "masked_accuracy", "next_accuracy")
+        found = {name: record["metrics"].get(name) for name in dict.fromkeys((metric, *beside))}
         shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if value is not None)
         self.say(f"Epoch {record['epoch']:g}, {record['split']}: {shown}.")
         if record["split"] == "valid" and found[metric] is not None:

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 
-def flag(name: str, *, group: str, metavar: str | None = None) -> dict[str, Any]:
-    return {"flag": name, "group": group, "metavar": metavar}
+def flag(name: str, *, group: str, metavar: str | None = None, command: str | None = None) -> dict[str, Any]:
+    """`command`: the only one that has this flag; None: `train` has it, and others that ask for it."""
+    return {"flag": name, "group": group, "metavar": metavar, "command": command}
 
 
 def takes_commas(field: FieldInfo) -> bool:

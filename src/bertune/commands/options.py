@@ -75,12 +75,14 @@ class Flag:
 
 
 def flags_of(keys: Iterable[str] | None = None) -> tuple[Flag, ...]:
-    """The flags of the fields `keys` (`train.lr`), or of all fields that have one, in the order of config.py."""
+    """The flags of the fields `keys` (`train.lr`), or of all fields that `train` has one for, in config.py's order."""
     found = []
     for section, model in SECTIONS.items():
         for field, info in model.model_fields.items():
             extra = info.json_schema_extra
-            if isinstance(extra, dict) and "flag" in extra and (keys is None or f"{section}.{field}" in keys):
+            if not isinstance(extra, dict) or "flag" not in extra:
+                continue
+            if extra["command"] is None if keys is None else f"{section}.{field}" in keys:
                 found.append(Flag(str(extra["flag"]), section, field, info))
     return tuple(found)
 

@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import time
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,20 +108,32 @@ def read_entry(root: Path, kind: str, key: str) -> tuple[dict[str, np.ndarray], 
 def write_entry(root: Path, kind: str, key: str, arrays: dict[str, np.ndarray], values: dict[str, Any]) -> bool:
     """Stores an entry, making room for it first; False, with a word, where that is not possible (read-only, full)."""
     size = sum(array.nbytes for array in arrays.values()) + 1024  # file headers and meta.json
+    return stream_entry(root, kind, key, arrays.items(), values, size=size)
+
+
+def stream_entry(
+    root: Path, kind: str, key: str, arrays: Iterable[tuple[str, np.ndarray]], values: dict[str, Any], *, size: int,
+    limited: bool = True,
+) -> bool:
+    """`write_entry` of arrays that come one after another, and need not fit into memory together.
+
+    size: bytes that they will take, about. limited: the limit of the cache holds, and older entries make room;
+    otherwise `root` is a folder of its own, where nothing is left out.
+    """
     limit = cache_limit()
-    if size > limit:
+    if limited and size > limit:
         log.info("Not cached: %d MB are over the limit of the cache (BERTUNE_CACHE_LIMIT).", size // 10**6)
         return False
     aside: Path | None = None
     try:
         (root / kind).mkdir(parents=True, exist_ok=True)
         _sweep(root, older_than=_ABANDONED)
-        if not _make_room(root, limit - size):
+        if limited and not _make_room(root, limit - size):
             log.info("Not cached: what is in use leaves no %d MB below the limit of the cache.", size // 10**6)
             return False
         aside = Path(tempfile.mkdtemp(prefix=".bertune-", dir=root / kind))
         files = {}
-        for name, array in arrays.items():
+        for name, array in arrays:
             np.save(aside / f"{name}.npy", array, allow_pickle=False)
             count, crc = _checksum(aside / f"{name}.npy")
             files[f"{name}.npy"] = {"bytes": count, "crc32": crc}
@@ -131,6 +144,8 @@ def write_entry(root: Path, kind: str, key: str, arrays: dict[str, np.ndarray], 
             shutil.rmtree(aside, ignore_errors=True)
         if (root / kind / key / "meta.json").is_file():
             return True  # another process stored the same meanwhile
+        if not limited:
+            raise
         log.warning("The cache %s cannot be written (%s); going on without it.", root, error.strerror or error)
         return False
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ def find_columns(table: Table, data: DataConfig, fixed: Task | None = None) -> C
         raise ConfigError(f"--text-pair {pair[0]} names the second side of a pair; pass the first with --text.")
     taken = {*label, data.group}
     if not text:
-        text, pair = _known_texts([name for name in table.columns if name not in taken])
+        text, pair = known_texts([name for name in table.columns if name not in taken])
     if not label:
         label = _find_label(table, [name for name in table.columns if name not in {*text, *pair, data.group}])
     if not text and len(table.columns) == 2 and len(label) == 1:
@@ -92,7 +93,7 @@ def _check_names(
         raise ConfigError(f"column '{data.group}' is given as --group and as --label; it can be only one of them.")
 
 
-def _known_texts(names: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def known_texts(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Text and pair columns of a well-known layout, or empty."""
     by_name = {name.casefold(): name for name in reversed(names)}
     for one, two in PAIR_NAMES:

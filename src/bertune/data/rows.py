@@ -78,7 +78,7 @@ def rows_of(task: Task, table: Table, *, allow_empty: bool) -> Rows:
 
 
 def _side(table: Table, names: tuple[str, ...], allow_empty: bool) -> tuple[list[str], ...]:
-    columns = tuple(_texts(table, name, allow_empty) for name in names)
+    columns = tuple(cell_texts(table, name, allow_empty) for name in names)
     if not allow_empty:
         for row, cells in enumerate(zip(*columns, strict=True)):
             if all(is_missing(cell) for cell in cells):
@@ -90,7 +90,8 @@ def _side(table: Table, names: tuple[str, ...], allow_empty: bool) -> tuple[list
     return columns
 
 
-def _texts(table: Table, name: str, allow_empty: bool) -> list[str]:
+def cell_texts(table: Table, name: str, allow_empty: bool) -> list[str]:
+    """The cells of a column as texts, as `rows_of` reads them."""
     texts = []
     for row, cell in enumerate(table.column(name)):
         if isinstance(cell, str):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertune.data.cache import read_entry, write_entry
-from bertune.data.ragged import Column, Encoded, assemble, concatenate
+from bertune.data.ragged import Column, Encoded, Template, assemble, concatenate
 from bertune.data.vocab import Subwords
 from bertune.data.words import WordList
 from bertune.errors import ModelError
@@ -81,6 +81,29 @@ class Tokenizer:
     def num_special(self, pair: bool) -> int:
         """Special tokens of a row."""
         return (self._vocabulary.pair if pair else self._vocabulary.single).num_special
+
+    def column(self, texts: list[str]) -> Column:
+        """Ids of texts without special tokens, on all cores."""
+        return self._vocabulary.column(texts)
+
+    def template(self, pair: bool) -> Template:
+        """The special tokens around a text, or around and between two."""
+        return self._vocabulary.pair if pair else self._vocabulary.single
+
+    @property
+    def mask_id(self) -> int | None:
+        """Id of the mask token, None where the vocabulary has none."""
+        return self._vocabulary.mask_id if isinstance(self._vocabulary, Subwords) else None
+
+    def special_ids(self) -> list[int]:
+        """Ids that stand for no text, the unknown token among them."""
+        return self._vocabulary.special_ids() if isinstance(self._vocabulary, Subwords) else []
+
+    def continuations(self) -> np.ndarray:
+        """bool [vocab_size]: pieces that go on with a word which an earlier token began."""
+        if not isinstance(self._vocabulary, Subwords):
+            return np.zeros(self.vocab_size, dtype=bool)
+        return self._vocabulary.continuations()
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """The written form of each id."""

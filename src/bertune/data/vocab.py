@@ -84,6 +84,34 @@ class Subwords:
         values = np.fromiter(itertools.chain.from_iterable(ids), dtype=np.int32, count=int(lengths.sum()))
         return Column(values, lengths)
 
+    @property
+    def mask_id(self) -> int | None:
+        """Id of the mask token, None where the vocabulary has none."""
+        number = self._id("mask_token", -1)
+        return None if number < 0 else number
+
+    def special_ids(self) -> list[int]:
+        """Ids of the special tokens, the unknown one among them, and of what else the files mark as special."""
+        marked = {number for number, token in self.rust.get_added_tokens_decoder().items() if token.special}
+        return sorted(marked | {self._id(name, self.pad_id) for name in self.names})
+
+    def continuations(self) -> np.ndarray:
+        """bool [vocab_size]: pieces that go on with a word which an earlier token began.
+
+        WordPiece marks them with ##. Other vocabularies mark what begins after a space; a piece without that mark goes
+        on with a word where it begins with a letter or a digit, so that punctuation stands by itself.
+        """
+        goes_on = np.zeros(self.vocab_size, dtype=bool)
+        tokens = self.rust.get_vocab(with_added_tokens=True)
+        prefix = getattr(self.rust.model, "continuing_subword_prefix", None)
+        for token, number in tokens.items():
+            if isinstance(self.rust.model, models.WordPiece):
+                goes_on[number] = token.startswith(prefix or "##")
+            else:
+                goes_on[number] = token[:1] not in ("Ġ", "Ċ", "▁") and token[:1].isalnum()
+        goes_on[self.special_ids()] = False
+        return goes_on
+
     def spans(self, texts: list[str]) -> list[list[tuple[int, int]]]:
         """Begin and end, in characters, of each token that `column` makes of each text."""
         encodings = self.rust.encode_batch(takeable(texts), add_special_tokens=False)

@@ -47,6 +47,31 @@ def plot_curves(history: list[Record], path: Path, *, metric: str) -> None:
         figure.savefig(temporary, format="png")
 
 
+def plot_pretraining(history: list[Record], path: Path) -> None:
+    """Draw the loss, and beside it perplexity and accuracies on the held-out part, as a PNG; `history` as above."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    titles = {
+        "perplexity": "Perplexity", "masked_accuracy": "Masked accuracy", "next_accuracy": "Next-sentence accuracy",
+    }  # fmt: skip
+    shown = [name for name in titles if _values(history, "valid", name)[1]]
+    figure = Figure(figsize=(5 * (1 + len(shown)), 4), dpi=150, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, *others = np.atleast_1d(figure.subplots(1, 1 + len(shown)))
+    draw_losses(losses, history)
+    for axes, name in zip(others, shown, strict=True):
+        _draw_evaluations(axes, history, "valid", name)
+        if name == "perplexity":
+            axes.set_yscale("log")
+        dress(axes, titles[name], "held-out part")
+    for axes in (losses, *others):
+        fit_epochs(axes, history)
+        axes.set_xlabel("pass over the corpus", color=INK)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
 def fit_epochs(axes: Axes, history: list[Record]) -> None:
     """From the start to a little after the last record, the same on every panel, so that one evaluation is legible."""
     from matplotlib.ticker import MaxNLocator

@@ -1,4 +1,4 @@
-"""Encoder and head as one model: a batch goes in, logits come out."""
+"""Encoder and head as one model: a batch goes in, logits come out. Models with other heads share how it goes in."""
 
 from __future__ import annotations
 
@@ -18,17 +18,15 @@ from bertune.model.noise import Noise
 GPU_MULTIPLE = 256
 
 
-class ClassifierModel(nn.Module):
-    """An encoder with a classification head; `module` is the encoder of an architecture outside the family."""
+class EncoderModel(nn.Module):
+    """What every model over an encoder shares, whatever its `head`."""
 
-    def __init__(self, encoder: EncoderConfig, head: HeadConfig, *, module: AdapterEncoder | None = None) -> None:
-        super().__init__()
-        self.encoder: Encoder | AdapterEncoder = Encoder(encoder) if module is None else module
-        self.head = Head(encoder, head)
+    encoder: Encoder | AdapterEncoder
+    head: nn.Module
 
     @property
     def device(self) -> torch.device:
-        return self.head.classifier.weight.device
+        return next(self.head.parameters()).device
 
     @property
     def pads(self) -> bool:
@@ -42,6 +40,15 @@ class ClassifierModel(nn.Module):
         if self.device.type == "cuda" and isinstance(self.encoder, Encoder):
             batch = rounded(batch, multiple=GPU_MULTIPLE, pad_id=self.encoder.config.pad_id)
         return inputs_of(batch, device=self.device, dtype=self.encoder.compute_dtype)
+
+
+class ClassifierModel(EncoderModel):
+    """An encoder with a classification head; `module` is the encoder of an architecture outside the family."""
+
+    def __init__(self, encoder: EncoderConfig, head: HeadConfig, *, module: AdapterEncoder | None = None) -> None:
+        super().__init__()
+        self.encoder = Encoder(encoder) if module is None else module
+        self.head: Head = Head(encoder, head)
 
     def forward(
         self, inputs: Inputs, *, noise: Noise | None = None, words: Tensor | None = None,

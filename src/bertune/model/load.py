@@ -6,18 +6,18 @@ file, or is new and said to be. Anything else is an error that lists the names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bertune.errors import ModelError
 from bertune.files import atomic_path, write_json
 from bertune.model.adapter import AdapterEncoder, adapter_rates, build_adapter
-from bertune.model.classifier import ClassifierModel
+from bertune.model.classifier import ClassifierModel, EncoderModel
 from bertune.model.encoder import EncoderConfig, initialize
 from bertune.model.heads import Head, HeadConfig
 from bertune.model.hubconfig import (
@@ -39,12 +39,12 @@ __all__ = [
     "save_config", "save_model",
 ]  # fmt: skip
 
-_CLASS_NAMES = {
+CLASS_NAMES = {
     "bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert",
     "distilbert": "DistilBert", "electra": "Electra", "modernbert": "ModernBert",
 }  # fmt: skip
 # What of a config.json stops being true once the model is trained and saved by us.
-_OUTDATED = (
+OUTDATED = (
     "_name_or_path", "transformers_version", "torch_dtype", "auto_map", "finetuning_task", "num_labels",
     "task_specific_params", "quantization_config",
 )  # fmt: skip
@@ -142,17 +142,33 @@ def _fill(
 ) -> LoadReport:
     """Put the file's `tensors` into `model`; every name is accounted for in the report, or in a ModelError."""
     arch, head = model.encoder.config.arch, model.head.config
-    file, problems, report = _by_plain_name(arch, tensors, place), Misfits(), LoadReport()
     pretrained = TABLES[arch].pretrained if head.kind == "own" else ()
+    return fill(
+        model, tensors, place=place, names=lambda name: hub_names(arch, head, name), only_head=only_head,
+        is_new=lambda part, absent: not kept and (part not in pretrained or absent),
+    )
+
+
+def fill(
+    model: EncoderModel, tensors: dict[str, Tensor], *, place: Path, names: Callable[[str], tuple[str, ...]],
+    is_new: Callable[[str, bool], bool], only_head: bool = False, tied: Collection[str] = (),
+) -> LoadReport:
+    """Put the file's `tensors` into `model`; every name is accounted for in the report, or in a ModelError.
+
+    names: the hub's names of one of ours. is_new: whether a part of the head keeps its fresh weights, told its name and
+    whether all of it is absent from the file. only_head: the encoder has its weights. tied: plain names of copies.
+    """
+    arch = model.encoder.config.arch
+    file, problems, report = _by_plain_name(arch, tensors, place), Misfits(), LoadReport()
     state: dict[str, Tensor] = {}
-    used: set[str] = set()
+    used: set[str] = set(tied) & file.keys()
     for name, place_for in model.state_dict().items():
         side, part = name.split(".")[:2]
         if side == "encoder" and only_head:
             continue
-        sources = [_plain(arch, source) for source in hub_names(arch, head, name)]
+        sources = [_plain(arch, source) for source in names(name)]
         absent = [source for source in sources if source not in file]
-        if side == "head" and not kept and (part not in pretrained or len(absent) == len(sources)):
+        if side == "head" and is_new(part, len(absent) == len(sources)):
             if f"head.{part}" not in report.new:
                 report.new.append(f"head.{part}")
             continue
@@ -216,11 +232,16 @@ def opens_in_transformers(arch: str, head: HeadConfig) -> bool:
 def hub_state(model: ClassifierModel) -> dict[str, Tensor]:
     """All weights by their names in a hub file: fp32, on the CPU, each in memory of its own."""
     arch, head = model.encoder.config.arch, model.head.config
+    return state_by_names(model, lambda name: hub_names(arch, head, name))
+
+
+def state_by_names(model: nn.Module, names: Callable[[str], tuple[str, ...]]) -> dict[str, Tensor]:
+    """`hub_state` by any table of names."""
     state: dict[str, Tensor] = {}
     for name, own in model.state_dict().items():
         tensor = own.detach().to("cpu")
         tensor = tensor.to(torch.float32) if tensor.is_floating_point() else tensor
-        sources = hub_names(arch, head, name)
+        sources = names(name)
         for source, piece in zip(sources, tensor.chunk(len(sources)), strict=True):
             piece = piece[None] if source == D2L_POSITIONS else piece
             state[source] = piece.clone(memory_format=torch.contiguous_format)
@@ -239,11 +260,11 @@ def hub_config(
     if len(labels) != head.num_labels:
         raise ModelError(f"The model has {head.num_labels} outputs, but there are {len(labels)} labels.")
     kind = model_type(source) or "bert"
-    result = {key: value for key, value in source.items() if key not in (*_OUTDATED, HEAD_KEY)}
+    result = {key: value for key, value in source.items() if key not in (*OUTDATED, HEAD_KEY)}
     opens = opens_in_transformers(config.arch, head)
     own_type = opens or kind == "d2l-bert"
     result |= {
-        "architectures": [f"{_CLASS_NAMES[kind] if opens else 'Bertune'}ForSequenceClassification"],
+        "architectures": [f"{CLASS_NAMES[kind] if opens else 'Bertune'}ForSequenceClassification"],
         "model_type": kind if own_type else OWN_TYPE + kind,
         "dtype": "float32",
         "problem_type": problem_type,
@@ -260,21 +281,25 @@ def hub_config(
 
 def _rates(config: EncoderConfig, head: HeadConfig, source: dict[str, Any]) -> dict[str, Any]:
     """The dropout rates that were used, in the architecture's own fields."""
-    if config.arch == "modernbert":
-        rates: dict[str, Any] = {
-            "attention_dropout": config.attention_dropout, "embedding_dropout": config.embedding_dropout or 0.0,
-            "mlp_dropout": config.ffn_dropout, "classifier_dropout": head.dropout,
-        }  # fmt: skip
-        return rates | ({"classifier_pooling": head.pooling} if head.kind == "own" else {})
-    if config.arch == "distilbert":
-        rates = {"dropout": config.dropout, "attention_dropout": config.attention_dropout}
-        return rates | {"seq_classif_dropout": head.dropout}
     if config.arch == "adapter":
         return dict(adapter_rates(source, config))
-    return {
-        "hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.attention_dropout,
-        "classifier_dropout": head.dropout,
-    }  # fmt: skip
+    rates = encoder_rates(config)
+    if config.arch == "distilbert":
+        return rates | {"seq_classif_dropout": head.dropout}
+    own_pooling = config.arch == "modernbert" and head.kind == "own"
+    return rates | {"classifier_dropout": head.dropout} | ({"classifier_pooling": head.pooling} if own_pooling else {})
+
+
+def encoder_rates(config: EncoderConfig) -> dict[str, Any]:
+    """The dropout rates inside an encoder of the family, in the architecture's own fields of config.json."""
+    if config.arch == "modernbert":
+        return {
+            "attention_dropout": config.attention_dropout, "embedding_dropout": config.embedding_dropout or 0.0,
+            "mlp_dropout": config.ffn_dropout,
+        }  # fmt: skip
+    if config.arch == "distilbert":
+        return {"dropout": config.dropout, "attention_dropout": config.attention_dropout}
+    return {"hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.attention_dropout}
 
 
 def save_model(

@@ -107,6 +107,31 @@ TABLES: dict[str, Names] = {
     ),
 }  # fmt: skip
 
+# Heads of pre-training, by the names of `model.pretraining`: one that fills masks, and bert's pooler and second head,
+# which tells whether a text follows another. Whole names, but for the bare bias of the vocabulary.
+MASKED: dict[str, dict[str, str]] = {
+    "bert": {
+        "dense": "cls.predictions.transform.dense", "norm": "cls.predictions.transform.LayerNorm",
+        "bias": "cls.predictions.bias",
+    },
+    "roberta": {"dense": "lm_head.dense", "norm": "lm_head.layer_norm", "bias": "lm_head.bias"},
+    "distilbert": {"dense": "vocab_transform", "norm": "vocab_layer_norm", "bias": "vocab_projector.bias"},
+    "electra": {
+        "dense": "generator_predictions.dense", "norm": "generator_predictions.LayerNorm",
+        "bias": "generator_lm_head.bias",
+    },
+    "modernbert": {"dense": "head.dense", "norm": "head.norm", "bias": "decoder.bias"},
+}  # fmt: skip
+FOLLOWING = {"pooler": "bert.pooler.dense", "next": "cls.seq_relationship"}
+# Copies that a file may hold of what is tied: of the word embeddings, and of the vocabulary's bias.
+TIED = {
+    "bert": ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
+    "roberta": ("lm_head.decoder.weight", "lm_head.decoder.bias"),
+    "distilbert": ("vocab_projector.weight", ""),
+    "electra": ("generator_lm_head.weight", ""),
+    "modernbert": ("decoder.weight", ""),
+}
+
 # What a file may hold beside an encoder, by reason; matched against names without the architecture's prefix.
 SKIPPED = {
     "other tasks' heads": re.compile(
@@ -121,12 +146,29 @@ SKIPPED = {
 def hub_names(arch: str, head: HeadConfig, name: str) -> tuple[str, ...]:
     """The names in a hub file, with prefix, that `name` of a `ClassifierModel` stands for."""
     side, _, rest = name.partition(".")
-    if side == "encoder" and arch == "adapter":
-        return (rest.removeprefix("module."),)
+    if side == "encoder":
+        return encoder_names(arch, rest)
     part, _, leaf = rest.rpartition(".")
-    if side == "head":
-        known = TABLES[arch].head if head.kind == "own" else {}
-        return (f"{known.get(part, OWN_HEAD + part)}.{leaf}",)
+    known = TABLES[arch].head if head.kind == "own" else {}
+    return (f"{known.get(part, OWN_HEAD + part)}.{leaf}",)
+
+
+def pretraining_names(arch: str, name: str) -> tuple[str, ...]:
+    """The same for a name of a `PretrainingModel`."""
+    side, _, rest = name.partition(".")
+    if side == "encoder":
+        return encoder_names(arch, rest)
+    if rest == "masked.bias":
+        return (MASKED[arch]["bias"],)
+    part, _, leaf = rest.removeprefix("masked.").rpartition(".")
+    return (f"{(FOLLOWING | MASKED[arch])[part]}.{leaf}",)
+
+
+def encoder_names(arch: str, name: str) -> tuple[str, ...]:
+    """The names in a hub file, with prefix, that `name` of an encoder stands for."""
+    if arch == "adapter":
+        return (name.removeprefix("module."),)
+    part, _, leaf = name.rpartition(".")
     table = TABLES[arch]
     if part.startswith("embeddings."):
         hub = table.embeddings[part.removeprefix("embeddings.")]

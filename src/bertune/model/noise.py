@@ -9,14 +9,13 @@ expectation exact. On a GPU, masks follow (seed, step, first row) through the de
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bertune.data.batch import Batch
+from bertune.data.counters import base, keyed, spread
 
 
 class Noise:
@@ -30,7 +29,7 @@ class Noise:
 
     def seek(self, seed: int, step: int, batch: Batch, *, second: bool = False) -> None:
         """Make what follows depend on (seed, step) and the rows of `batch` alone; `second`: in another way."""
-        rows = _numbers(batch.rows, seed, step, *(["second"] if second else []))
+        rows = keyed(base(seed, step, *(["second"] if second else [])), batch.rows)
         own = int(rows[0] >> np.uint64(1))
         self.generator.manual_seed(own)
         if self.device.type != "cpu":
@@ -38,7 +37,7 @@ class Noise:
             torch.manual_seed(own)
             return
         with np.errstate(over="ignore"):
-            tokens = _spread(np.repeat(rows, np.diff(batch.row_starts)) + batch.within_row.astype(np.uint64))
+            tokens = spread(np.repeat(rows, np.diff(batch.row_starts)) + batch.within_row.astype(np.uint64))
         self.tokens = torch.from_numpy(tokens.view(np.int32).reshape(-1, 2))
         self.first = self.tokens[torch.from_numpy(batch.cu[:-1])]
         self.rows = self.tokens[torch.from_numpy(batch.row_starts[:-1])]
@@ -71,15 +70,7 @@ class Noise:
 
 def line_keys(lines: int, *where: object) -> Tensor:
     """int32 [lines, 2]: keys of the lines of a matrix that depend on `where` alone."""
-    return torch.from_numpy(_numbers(np.arange(lines), *where).view(np.int32).reshape(-1, 2))
-
-
-def _numbers(rows: np.ndarray, *where: object) -> np.ndarray:
-    """uint64 [rows]: a number for each row at a place."""
-    text = " ".join(map(str, where))
-    base = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-    with np.errstate(over="ignore"):
-        return _spread(np.uint64(base) + rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    return torch.from_numpy(keyed(base(*where), np.arange(lines)).view(np.int32).reshape(-1, 2))
 
 
 def level(rate: float) -> int:
@@ -119,13 +110,6 @@ def bytes_of(keys: Tensor, width: int, *, site: int, heads: int | None = None) -
     bits *= _wrap_int(0x846CA68B)
     bits ^= _right(bits, 16)
     return bits.view(torch.uint8)[..., :width]
-
-
-def _spread(values: np.ndarray) -> np.ndarray:
-    """64-bit finaliser of SplitMix (Steele et al. 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def _stir(x: Tensor) -> Tensor:

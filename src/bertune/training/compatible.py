@@ -8,6 +8,7 @@ from bertune.config import Config, ModelConfig, TrainConfig
 from bertune.errors import ConfigError
 from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import EncoderConfig
+from bertune.model.heads import chosen_layers
 from bertune.model.lowrank import is_adapter
 from bertune.training.features import first_trained_layer
 
@@ -100,10 +101,22 @@ def check_reinit(config: Config, encoder: EncoderConfig, start: int) -> None:
             f"--reinit-layers {count}: --freeze {config.model.freeze} would leave new weights as they were drawn. "
             "Leave one of them out."
         )
+    read = chosen_layers(config.model.layers, encoder)
+    if count and read and read[-1] < encoder.layers - count:
+        raise ConfigError(
+            f"--reinit-layers {count}: --layers {config.model.layers} reads none of the {count} top layers. Leave one "
+            "of them out."
+        )
 
 
 def check_base(config: Config, folder: Path) -> None:
-    """Raise ConfigError where LoRA would stand beside matrices that stand beside others; `folder`: the encoder."""
+    """Raise ConfigError where LoRA would stand beside matrices that stand beside others, or beside weights that are made
+    in this run; `folder`: the encoder."""
+    if config.model.lora and config.pretrain.on:
+        raise ConfigError(
+            f"--lora {config.model.lora} and --pretrain-on: LoRA keeps what stands beside another model, which has to be "
+            "there later. Run bertune pretrain first, then train with --model and --lora."
+        )
     if config.model.lora and is_adapter(folder):
         raise ConfigError(
             f"--lora {config.model.lora}: {folder} was itself trained with LoRA, beside another model. Merge it first: "

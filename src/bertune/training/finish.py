@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from bertune.model.encoder import padding_share
 from bertune.model.load import opens_in_transformers, read_source, save_config, save_model
 from bertune.model.lowrank import Base, save_adapter, weights_digest
 from bertune.presets import PRESETS
+from bertune.pretrainconfig import WITHIN_TASK
 from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
 from bertune.training.judge import decide_how, measure, results
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "tokenizers", "numpy", "polars", "scikit-learn")  # whose versions a result may depend on
 HEADS = {"own": "that of the architecture", "mlp": "linear, ReLU, linear"}  # kinds of heads in plainer words
 CARD = "card.json"  # in run/
+PRETRAIN = "pretrain"  # in run/: the pre-training that a training began with
 GOOD = "last-good"  # in run/: the last good weights of a training that diverged
 
 
@@ -65,6 +68,8 @@ def finish(
     )  # fmt: skip
     metrics |= judged
     metrics["truncation"] = {name: asdict(split.tokens.truncation()) for name, split in fit.prepared.splits.items()}
+    if fit.config.pretrain.on:
+        metrics["pretrain"] = json.loads((out / "run" / PRETRAIN / "run" / "metrics.json").read_text(encoding="utf-8"))
     metrics["versions"] = versions()
     write_card(out, card_info(fit, bundle, base, metrics, out))
     plot_curves(progress.history, out / "run" / "curves.png", metric=metric)
@@ -222,6 +227,7 @@ def card_info(fit: Fit, bundle: Bundle, base: Source, metrics: dict[str, Any], o
         "label prior": train.label_prior, "label smoothing": train.label_smoothing or None, **techniques(config),
         "frozen": config.model.freeze, "weights kept": kept_weights(fit), "seed": train.seed,
         "precision": fit.machine.precision,
+        "pre-trained further on": pretrained_on(config),
     }
     return CardInfo(
         name=out.resolve().name, version=__version__, task=fit.prepared.task, files=list(dict.fromkeys(files)),
@@ -254,6 +260,14 @@ def techniques(config: Config) -> dict[str, str]:
         "weights averaged": average if train.average != "none" else "",
     }
     return {name: text for name, text in found.items() if text}
+
+
+def pretrained_on(config: Config) -> str | None:
+    """On which texts the encoder was pre-trained before, as the card tells it."""
+    if not config.pretrain.on:
+        return None
+    files = [Path(name).name for name in config.pretrain.on if name != WITHIN_TASK]
+    return ", ".join(["the training texts", *files])
 
 
 def loss_name(kind: str, train: TrainConfig) -> str:

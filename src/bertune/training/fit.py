@@ -84,11 +84,28 @@ class Fit:
         metric: str, folder: Path, listener: Listener, rates: np.ndarray | None = None,
     ) -> None:
         """rates: of each step, in place of the configured schedule."""
-        self.model, self.prepared, self.config, self.plan, self.machine = model, prepared, config, plan, machine
+        self.prepared = prepared
+        self._begin(model, config, plan, machine, metric=metric, folder=folder, listener=listener, rates=rates)
+        train = prepared.train
+        labels = prepared.task.num_labels
+        self.course = Course(
+            encoded=train.tokens, targets=train.targets,
+            loss=make_loss(prepared.task.kind, config.train, train.targets, labels, machine.torch_device),
+            batch_size=plan.batch_size, steps=plan.steps, token_budget=machine.token_budget,
+            clip=config.train.clip, seed=config.train.seed,
+            running=np.zeros((len(train), labels), dtype=np.float32),
+            r_drop=config.train.r_drop, freelb=make_freelb(config.train),
+        )
+
+    def _begin(
+        self, model: Any, config: Config, plan: Plan, machine: Machine, *, metric: str, folder: Path,
+        listener: Listener, by_row: bool = True, rates: np.ndarray | None = None,
+    ) -> None:
+        """What any training begins with: the model on its device and in its precision, and its optimizer."""
+        self.model, self.config, self.plan, self.machine = model, config, plan, machine
         self.metric, self.run_folder, self.listener = metric, folder, listener
         self.folder = folder / "checkpoints"
         self.progress = Progress()
-        train = prepared.train
         freeze(model, config.model.freeze, train_positions=config.model.train_positions)
         if config.model.lora:
             train_beside(model, config.model)
@@ -103,21 +120,13 @@ class Fit:
         self.matrices: dict[str, Tensor] = {}  # of LoRA, as they belong to the chosen weights
         self.optimizer = Optimizer(
             model, config.train, lr=plan.lr, head_lr=plan.head_lr, steps=plan.steps, full=full,
-            compiled=machine.kernels == "compiled", thaw=self._thaw(trained), lora=self.lora, rates=rates,
+            compiled=machine.kernels == "compiled", by_row=by_row, thaw=self._thaw(trained), lora=self.lora,
+            rates=rates,
         )
         self.average = make_average(config.train, steps=plan.steps)
         if machine.compile and isinstance(model.encoder, Encoder):
             for layer in model.encoder.layers:
                 layer.compile(dynamic=True)
-        labels = prepared.task.num_labels
-        self.course = Course(
-            encoded=train.tokens, targets=train.targets,
-            loss=make_loss(prepared.task.kind, config.train, train.targets, labels, machine.torch_device),
-            batch_size=plan.batch_size, steps=plan.steps, token_budget=machine.token_budget,
-            clip=config.train.clip, seed=config.train.seed,
-            running=np.zeros((len(train), labels), dtype=np.float32),
-            r_drop=config.train.r_drop, freelb=make_freelb(config.train),
-        )
         self._saved_at = time.monotonic()
         self._features: dict[str, Features] = {}
         self._best: dict[str, Tensor] | None = None
@@ -209,7 +218,7 @@ class Fit:
     def _check_loss(self) -> None:
         """Raise RanAway where the loss is far above what it was, and stays there; single steps may be anything."""
         progress, recent = self.progress, self.progress.recent
-        guessing = math.log(self.prepared.task.num_labels if self.prepared.task.kind == "single" else 2)
+        guessing = self._guessing()
         limit = RUNAWAY * max(progress.first_loss or 0.0, guessing)
         if len(recent) == WATCHED and float(np.median(recent)) > limit:
             first = next(place for place, loss in enumerate(recent) if loss > limit)
@@ -218,6 +227,10 @@ class Fit:
                 f"{guessing:.2g}: training diverges. Lower --lr (now at most {self.plan.lr:g}).",
                 since=progress.step - WATCHED + first,  # whose weights gave the first of these losses, a step later
             )
+
+    def _guessing(self) -> float:
+        """What the loss of a row is where every answer is as likely as any other."""
+        return math.log(self.prepared.task.num_labels if self.prepared.task.kind == "single" else 2)
 
     def epoch(self, step: int) -> float:
         """How many epochs `step` steps are."""
@@ -232,8 +245,23 @@ class Fit:
             return
         self.optimizer.finish(progress.step)
         begin = time.perf_counter()
+        records = self._records(stop)
+        seconds = time.perf_counter() - begin
+        for record in records:
+            self._note(record)
+            self.listener.evaluated(record, self.metric)
+        lines = "".join(to_json(entry) + "\n" for entry in progress.history)
+        write_atomic(self.run_folder / "history.jsonl", lines)
+        self._compare(records)
+        progress.evaluated = progress.step
+        release_memory()
+        if seconds > 60:
+            self.listener.say(f"Evaluated after step {progress.step:,} in {duration(seconds)}.")
+
+    def _records(self, stop: Interrupts) -> list[dict[str, Any]]:
+        """Measure what is due after this step: an `eval` record of history.jsonl for each split."""
         records = []
-        if progress.step % self.plan.steps_per_epoch == 0:
+        if self.progress.step % self.plan.steps_per_epoch == 0:
             train = self.prepared.train
             records.append(self._measured("train", self.course.running, train))
         for name in ("valid", "test"):
@@ -246,17 +274,7 @@ class Fit:
                     forward=self._forward(name), advance=advance,
                 )
             records.append(self._measured(name, logits, split))
-        seconds = time.perf_counter() - begin
-        for record in records:
-            self._note(record)
-            self.listener.evaluated(record, self.metric)
-        lines = "".join(to_json(entry) + "\n" for entry in progress.history)
-        write_atomic(self.run_folder / "history.jsonl", lines)
-        self._compare(records)
-        progress.evaluated = progress.step
-        release_memory()
-        if seconds > 60:
-            self.listener.say(f"Evaluated after step {progress.step:,} in {duration(seconds)}.")
+        return records
 
     def _measured(self, name: str, logits: np.ndarray, split: Split) -> dict[str, Any]:
         step = self.progress.step
@@ -328,13 +346,20 @@ class Fit:
         tensors = {
             "weights": self._weights(),
             "optimizer": self.optimizer.state(),
-            "running": {"logits": torch.from_numpy(self.course.running)},
+            **self._running(),
         }
         if self.average is not None and self.average.values:
             tensors["average"] = self.average.values
         checkpoint.save(self.folder, checkpoint.Checkpoint(self.progress.step, state, tensors))
         release_memory()
         self._saved_at = time.monotonic()
+
+    def _running(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds beside weights and optimizer: the logits of this epoch so far."""
+        return {"running": {"logits": torch.from_numpy(self.course.running)}}
+
+    def _take_running(self, tensors: dict[str, dict[str, Tensor]]) -> None:
+        self.course.running[:] = tensors["running"]["logits"].numpy()
 
     def _resume(self) -> None:
         found = checkpoint.load_newest(self.folder, self.listener.say)
@@ -346,7 +371,7 @@ class Fit:
         self._restore(found)
         if self.progress.best is not None and "file" in self.progress.best:
             self._best = checkpoint.load_best(self.folder, self.progress.best)
-        self.course.running[:] = found.tensors["running"]["logits"].numpy()
+        self._take_running(found.tensors)
         self.listener.say(f"Resumed after step {found.step:,} of {self.plan.steps:,}.")
 
     def _restore(self, found: checkpoint.Checkpoint) -> None:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from bertune.data.batch import Batch, epoch_order, make_batch, split_by_budget, 
 from bertune.data.tokens import Encoded
 from bertune.errors import TrainingError
 from bertune.model.attention import count_pairs
-from bertune.model.classifier import ClassifierModel
+from bertune.model.classifier import ClassifierModel, EncoderModel
 from bertune.model.encoder import Encoder
 from bertune.model.losses import Loss, disagreement
 from bertune.model.machine import to_device
@@ -27,6 +28,9 @@ from bertune.model.noise import Noise
 from bertune.training.adversarial import FreeLB
 from bertune.training.features import Features
 from bertune.training.optim import Optimizer
+
+Model = TypeVar("Model", bound=EncoderModel, contravariant=True)
+Part = TypeVar("Part", bound=Batch)
 
 
 class Diverged(TrainingError):
@@ -70,48 +74,84 @@ class Course:
     start: int = 0
     r_drop: float = 0.0
     freelb: FreeLB | None = None
+    order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))  # the epoch, and how it visits the rows
 
     @property
     def steps_per_epoch(self) -> int:
         return steps_per_epoch(len(self.encoded), self.batch_size)
 
+    def rows(self, number: int) -> np.ndarray:
+        epoch, place = divmod(number - 1, self.steps_per_epoch)
+        if self.order[0] != epoch:
+            self.order = epoch, epoch_order(len(self.encoded), seed=self.seed, epoch=epoch)
+        return self.order[1][place * self.batch_size : (place + 1) * self.batch_size]
+
+    def longest(self, rows: np.ndarray, number: int) -> int:
+        return int(self.encoded.lengths[rows].max())
+
+    def batches(self, rows: np.ndarray, number: int) -> list[Batch]:
+        return [make_batch(self.encoded, run) for run in split_by_budget(rows, self.encoded.lengths, self.token_budget)]
+
+    def backward(
+        self, model: ClassifierModel, optimizer: Optimizer, batches: list[Batch], number: int, noise: Noise
+    ) -> Callable[[], float]:
+        passes = _backward(model, optimizer, self, batches, number, noise)
+        return lambda: _read(passes, self)
+
+
+class Walk(Protocol[Model, Part]):
+    """What `training_steps` needs of a course, whatever is learned; steps are counted from 1."""
+
+    steps: int
+    token_budget: int
+    clip: float | None
+
+    def rows(self, number: int) -> np.ndarray:
+        """What step `number` is about."""
+
+    def longest(self, rows: np.ndarray, number: int) -> int:
+        """Tokens of the longest of them."""
+
+    def batches(self, rows: np.ndarray, number: int) -> list[Part]:
+        """They, as micro-batches of `token_budget` tokens."""
+
+    def backward(
+        self, model: Model, optimizer: Optimizer, batches: list[Part], number: int, noise: Noise
+    ) -> Callable[[], float]:
+        """Collect the gradients of the step in the optimizer; what comes back waits for its loss and gives it."""
+
 
 def training_steps(
-    model: ClassifierModel, optimizer: Optimizer, course: Course, *, start: int, say: Callable[[str], None]
+    model: Model, optimizer: Optimizer, course: Walk[Model, Part], *, start: int, say: Callable[[str], None]
 ) -> Iterator[Step]:
     """Steps start + 1 ... course.steps. The model's weights are those after the yielded step.
 
     Raises Diverged, and TrainingError when a row does not fit into a GPU's memory.
     """
     noise = Noise(model.device)
-    per_epoch, lengths = course.steps_per_epoch, course.encoded.lengths
-    epoch, order = -1, np.empty(0, dtype=np.int64)
     for number in range(start + 1, course.steps + 1):
         begin = time.perf_counter()
-        if (number - 1) // per_epoch != epoch:
-            epoch = (number - 1) // per_epoch
-            order = epoch_order(len(course.encoded), seed=course.seed, epoch=epoch)
-        place = (number - 1) % per_epoch
-        rows = order[place * course.batch_size : (place + 1) * course.batch_size]
+        rows = course.rows(number)
         optimizer.begin(number)
         while True:
-            batches = [make_batch(course.encoded, run) for run in split_by_budget(rows, lengths, course.token_budget)]
+            batches = course.batches(rows, number)
             try:
-                passes = _backward(model, optimizer, course, batches, number, noise)
+                read_loss = course.backward(model, optimizer, batches, number, noise)
                 break
             except torch.cuda.OutOfMemoryError:
                 optimizer.forget()
                 torch.cuda.empty_cache()
-                if course.token_budget <= int(lengths[rows].max()):
+                longest = course.longest(rows, number)
+                if course.token_budget <= longest:
                     raise TrainingError(
-                        f"Step {number}: the GPU has no room for even one row of {int(lengths[rows].max())} tokens. "
+                        f"Step {number}: the GPU has no room for even one row of {longest} tokens. "
                         "Lower --max-length, or freeze layers with --freeze."
                     ) from None
                 course.token_budget //= 2
                 say(f"Step {number}: out of GPU memory; going on with {course.token_budget:,} tokens at once.")
         optimizer.gather()
         norm = optimizer.gradient_norm()  # all of the step is queued by now: a GPU is waited for once, here
-        loss = _read(passes, course)
+        loss = read_loss()
         if not math.isfinite(loss) or not math.isfinite(norm):
             optimizer.forget()
             what = "loss" if not math.isfinite(loss) else "gradient"
@@ -127,7 +167,7 @@ def training_steps(
         yield Step(number, loss, rate, norm, len(rows), tokens, pairs, wasted, time.perf_counter() - begin)
 
 
-def advice(lr: float, model: ClassifierModel) -> str:
+def advice(lr: float, model: EncoderModel) -> str:
     """What to do about numbers that grow without end; lr: the highest learning rate."""
     rest = "." if model.encoder.compute_dtype == torch.float32 else ", or pass --precision fp32."
     return f"Lower --lr (now at most {lr:g}){rest}"

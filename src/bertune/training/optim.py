@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bertune.config import TrainConfig
 from bertune.errors import ConfigError
 from bertune.model import kernels
-from bertune.model.classifier import ClassifierModel
+from bertune.model.classifier import ClassifierModel, EncoderModel
 from bertune.model.encoder import Encoder
 from bertune.training.lora import PREFIX, Lora
 from bertune.training.mixout import Mixout
@@ -23,7 +23,7 @@ WORDS = "encoder.embeddings.word.weight"
 UNCORRECTED = 1e12  # steps of a moment that are said to have gone by where nothing is corrected: both corrections are 1
 
 
-def freeze(model: ClassifierModel, what: str, *, train_positions: bool) -> None:
+def freeze(model: EncoderModel, what: str, *, train_positions: bool) -> None:
     """Switch off gradients: none, encoder, embeddings, or a number of lowest layers (embeddings included).
 
     Layers above the last that the head reads are never trained.
@@ -38,7 +38,7 @@ def freeze(model: ClassifierModel, what: str, *, train_positions: bool) -> None:
                 f"--freeze {what}: an encoder outside the family is trained whole or not at all. Pass none or encoder."
             )
         return
-    read = model.head.config.layers
+    read = model.head.config.layers if isinstance(model, ClassifierModel) else ()
     for layer in encoder.layers[read[-1] + 1 :] if read else ():
         layer.requires_grad_(False)  # nobody reads what lies above
     if not train_positions and encoder.embeddings.position is not None:
@@ -58,15 +58,16 @@ class Optimizer:
     """
 
     def __init__(
-        self, model: ClassifierModel, config: TrainConfig, *, lr: float, steps: int, full: dict[str, Tensor],
-        head_lr: float | None = None, compiled: bool = False, thaw: dict[str, int] | None = None,
+        self, model: EncoderModel, config: TrainConfig, *, lr: float, steps: int, full: dict[str, Tensor],
+        head_lr: float | None = None, compiled: bool = False, by_row: bool = True, thaw: dict[str, int] | None = None,
         rates: np.ndarray | None = None, lora: Lora | None = None,
     ) -> None:
         """`full`: fp32 values, by name, of the parameters that the model holds in lower precision.
 
         lr, head_lr: peak learning rates of the encoder and of the head; None: one for both.
-        compiled: let kernels.c do the steps; else torch does. thaw: how many steps pass before a weight is trained, by
-        name (see `rates.thaw_steps`); rates: of each step, in place of the configured schedule.
+        compiled: let kernels.c do the steps; else torch does. by_row: a step uses few rows of the word embeddings.
+        thaw: how many steps pass before a weight is trained, by name (see `rates.thaw_steps`); rates: of each step, in
+        place of the configured schedule.
         lora: matrices that are trained in place of those that they stand beside.
         """
         self.compiled, self.lora = compiled, lora
@@ -81,7 +82,8 @@ class Optimizer:
         embeddings = getattr(model.encoder, "embeddings", None)
         word = getattr(getattr(embeddings, "word", None), "weight", None)
         # A GPU goes through the whole table in less time than the row-wise bookkeeping takes to be launched.
-        by_row = word is not None and word.requires_grad and word.device.type == "cpu" and RowAdam.fits(config.betas)
+        by_row = by_row and word is not None and word.requires_grad and word.device.type == "cpu"
+        by_row = by_row and RowAdam.fits(config.betas)
         for name, param in model.named_parameters():
             if not param.requires_grad or (by_row and param is word):
                 continue
@@ -125,7 +127,7 @@ class Optimizer:
         self._leaf: Tensor | None = None
 
     @staticmethod
-    def _scales(model: ClassifierModel, config: TrainConfig, *, head: float) -> dict[str, float]:
+    def _scales(model: EncoderModel, config: TrainConfig, *, head: float) -> dict[str, float]:
         """What the rate of each trained weight is multiplied by, by name."""
         names = [name for name, param in model.named_parameters() if param.requires_grad]
         factors = dict.fromkeys(names, 1.0)

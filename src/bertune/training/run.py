@@ -32,7 +32,7 @@ from bertune.training.check import check_used
 from bertune.training.checkup import Checkup, look_over
 from bertune.training.compatible import check_base, check_compatible, check_dropout
 from bertune.training.features import first_trained_layer
-from bertune.training.finish import finish, keep_good
+from bertune.training.finish import PRETRAIN, finish, keep_good
 from bertune.training.fit import Fit
 from bertune.training.listen import Listener, Silent
 from bertune.training.longest import choose_long_text
@@ -79,6 +79,8 @@ def _run(
     config: Config, out: Path, source: Any, listener: Listener, *, resume: bool, overwrite: bool,
     ready: Callable[[], None] | None,
 ) -> Result:
+    from bertune.training.pretrain import begin_stage, pretrain_stage  # which goes by parts of this file
+
     say = listener.say
     check_output(out, resume=resume, overwrite=overwrite)
     if resume and is_complete(out):
@@ -95,6 +97,9 @@ def _run(
     metric = check_metric(config.train.metric, prepared.task.kind)
     check_defined(metric, prepared)
     check_used(config, prepared.task.kind, prepared.splits)
+    stage = begin_stage(
+        config, prepared, out / "run" / PRETRAIN, folder=folder, base=base, resume=resume, listener=listener
+    )
     if config.decide.coverage is not None or config.decide.accuracy is not None:
         prepared = keep_apart(prepared, config.data)
         sizes = (len(prepared.splits[name]) for name in ("conformal", "valid"))
@@ -117,14 +122,23 @@ def _run(
     tokenize(prepared, tokenizer, **reading, say=say)
     looked = resume and (out / "run" / "check.json").is_file()
     checkup = Checkup() if looked else look_over(config, prepared, folder, tokenizer, listener)
-    model, new_head = load(config, folder, prepared.task, say)
+    start, prepare = folder, {"resume": resume, "overwrite": overwrite}
+    if stage is not None:
+        if ready is not None:
+            ready()
+            ready = None
+        prepare_output(out, **prepare)
+        keep_record(config, out, prepared, resume=resume)
+        prepare = {"resume": True}
+        start = pretrain_stage(stage, out / "run" / PRETRAIN, listener).out
+    model, new_head = load(config, start, prepared.task, say)
     check_dropout(config, model)
     plan = settle(config.train, rows=len(prepared.train), encoder=encoder, new_head=new_head)
     say(plan.sentence())
 
     if ready is not None:
         ready()
-    prepare_output(out, resume=resume, overwrite=overwrite)
+    prepare_output(out, **prepare)
     with disk_full(f"a file in {out}", kept="What was written before it is whole."), resumable():
         machine = settle_machine(config, out, plan, resume=resume)
         machine.use()

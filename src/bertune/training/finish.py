@@ -125,7 +125,7 @@ def write_model(
         truncation=config.model.truncation, encoder=encoder.arch,
         head=HeadSpec(kind=head.kind, pooling=head.pooling, dropout=head.dropout, hidden=head.hidden),
         base_model=base_model(config.model.name, config.model.revision, base, folder),
-        opens_in_transformers=not fit.matrices and opens_in_transformers(encoder.arch, head),
+        opens_in_transformers=fit.lora is None and opens_in_transformers(encoder.arch, head),
     )
 
     def write_files(staging: Path) -> None:
@@ -213,7 +213,7 @@ def card_info(fit: Fit, bundle: Bundle, base: Source, metrics: dict[str, Any], o
     settings = {
         "epochs": plan.epochs, "batch size": plan.batch_size, "lr": plan.lr, "head lr": plan.head_lr,
         "schedule": train.schedule, "warm-up": train.warmup, "optimizer": train.optimizer,
-        "weight decay": train.weight_decay if train.optimizer == "adamw" else None, "gradient norm at most": train.clip,
+        "weight decay": train.weight_decay if train.optimizer != "adam" else None, "gradient norm at most": train.clip,
         "pooling": bundle.head.pooling, "head": HEADS.get(bundle.head.kind, bundle.head.kind),
         "loss": loss_name(fit.prepared.task.kind, train), "class weights": train.class_weights,
         "label prior": train.label_prior, "label smoothing": train.label_smoothing or None, **techniques(config),

@@ -132,7 +132,7 @@ def test_ctrl_c_ends_it_with_a_sentence(table: Path, tmp_path: Path, tiny_bert: 
             if step.number == 3:
                 signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(Interrupted, match="Stopped; a range test keeps nothing, and begins anew with --overwrite."):
+    with pytest.raises(Interrupted, match="Stopped; a range test keeps nothing, and begins anew with --overwrite"):
         bertune.lr_range(table, out=tmp_path / "out", model=tiny_bert, steps=20, listener=Stopper())
     assert not (tmp_path / "out" / "run" / "lr-range.json").exists()
 

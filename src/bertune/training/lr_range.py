@@ -57,8 +57,8 @@ def lr_range(
     """Train for `steps` steps while the rate rises from `lowest` to `highest`, and write run/lr-range.json in `out`.
 
     The head's rate rises with it, ten times as high where it is new, as in training. What `config` says of schedules,
-    averages and how long to train does not matter (see idle.py). No model is kept. Raises
-    InputError for anything wrong with the input, before `out` is touched, and Interrupted.
+    averages and how long to train does not matter (see idle.py). No model is kept. Raises InputError
+    for anything wrong with the input, before `out` is touched, and Interrupted.
     """
     out, listener = Path(out), listener or Silent()
     if steps < 20:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import polars as pl
 import pytest
 
 import bertune
+from bertune.errors import Interrupted
 from bertune.training.lr_range import in_words, judged, smoothed
 from shell import Done, call
-from tiny_runs import topic_rows
+from tiny_runs import Told, topic_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
@@ -115,8 +117,6 @@ def test_in_python_it_is_the_same_and_repeatable(table: Path, tmp_path: Path, ti
 
 
 def test_it_begins_with_the_loss_of_the_training_that_follows(table: Path, tmp_path: Path, tiny_bert: Path) -> None:
-    from tiny_runs import Told
-
     told = Told()
     quick: dict[str, Any] = {"train.threads": 1, "train.precision": "fp32", "train.max_steps": 1}
     bertune.train(table, out=tmp_path / "run", model=tiny_bert, batch_size=8, settings=quick, listener=told)
@@ -124,6 +124,30 @@ def test_it_begins_with_the_loss_of_the_training_that_follows(table: Path, tmp_p
     found = bertune.lr_range(table, out=tmp_path / "lr", model=tiny_bert, batch_size=8, steps=20, settings=quick).found
 
     assert found["points"][0]["loss"] == told.steps[0].loss
+
+
+def test_ctrl_c_ends_it_with_a_sentence(table: Path, tmp_path: Path, tiny_bert: Path) -> None:
+    class Stopper(Told):
+        def step(self, step: Any) -> None:
+            if step.number == 3:
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="Stopped; a range test keeps nothing, and begins anew with --overwrite"):
+        bertune.lr_range(table, out=tmp_path / "out", model=tiny_bert, steps=20, listener=Stopper())
+    assert not (tmp_path / "out" / "run" / "lr-range.json").exists()
+
+
+def test_what_a_configuration_says_of_schedules_and_averages_changes_nothing(
+    table: Path, tmp_path: Path, tiny_bert: Path
+) -> None:
+    quick: dict[str, Any] = {"train.threads": 1, "train.precision": "fp32"}
+    idle = {"train.lr": 1e-3, "train.unfreeze": "epoch", "train.average": "ema", "train.ema_decay": 0.9}
+    found = [
+        bertune.lr_range(table, out=tmp_path / name, model=tiny_bert, steps=20, settings=quick | more).found
+        for name, more in (("plain", {}), ("idle", idle))
+    ]
+
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(("options", "message"), [

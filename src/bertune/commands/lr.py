@@ -11,13 +11,8 @@ from bertune.commands.options import SECTIONS, Configured, configured, flags_of,
 from bertune.commands.output import print_json
 from bertune.config import Config
 from bertune.progress import start_display
+from bertune.training.idle import IDLE
 
-# What a training of a hundred steps at rising rates has no use for.
-IDLE = {
-    "epochs", "max_steps", "lr", "head_lr", "schedule", "warmup", "unfreeze", "average", "ema_decay", "swa_start",
-    "average_every", "metric", "patience", "select_best", "evals_per_epoch", "evaluate_test", "checkpoint_minutes",
-    "checkpoint_steps",
-}  # fmt: skip
 KEYS = tuple(
     f"{section}.{name}"
     for section in ("data", "model", "train", "cache") for name in SECTIONS[section].model_fields

@@ -110,12 +110,12 @@ def check_reinit(config: Config, encoder: EncoderConfig, start: int) -> None:
 
 
 def check_base(config: Config, folder: Path) -> None:
-    """Raise ConfigError where LoRA would stand beside matrices that stand beside others, or beside weights that are made
-    in this run; `folder`: the encoder."""
+    """Raise ConfigError where LoRA would stand beside matrices that stand beside others, or beside weights that this
+    run makes; `folder`: the encoder."""
     if config.model.lora and config.pretrain.on:
         raise ConfigError(
-            f"--lora {config.model.lora} and --pretrain-on: LoRA keeps what stands beside another model, which has to be "
-            "there later. Run bertune pretrain first, then train with --model and --lora."
+            f"--lora {config.model.lora} and --pretrain-on: LoRA keeps what stands beside another model, which has to "
+            "be there later. Run bertune pretrain first, then train with --model and --lora."
         )
     if config.model.lora and is_adapter(folder):
         raise ConfigError(

@@ -132,7 +132,7 @@ def write_model(
         bertune_version=__version__, task=task, activation=task.activation, **reading, encoder=encoder.arch,
         head=HeadSpec(**{name: value for name, value in asdict(head).items() if name in HeadSpec.model_fields}),
         base_model=base_model(config.model.name, config.model.revision, base, folder),
-        opens_in_transformers=not fit.matrices and opens_in_transformers(encoder.arch, head),
+        opens_in_transformers=fit.lora is None and opens_in_transformers(encoder.arch, head),
     )
 
     def write_files(staging: Path) -> None:
@@ -220,7 +220,7 @@ def card_info(fit: Fit, bundle: Bundle, base: Source, metrics: dict[str, Any], o
     settings = {
         "epochs": plan.epochs, "batch size": plan.batch_size, "lr": plan.lr, "head lr": plan.head_lr,
         "schedule": train.schedule, "warm-up": train.warmup, "optimizer": train.optimizer,
-        "weight decay": train.weight_decay if train.optimizer == "adamw" else None, "gradient norm at most": train.clip,
+        "weight decay": train.weight_decay if train.optimizer != "adam" else None, "gradient norm at most": train.clip,
         "pooling": bundle.head.pooling, "layers": layers_read(fit), "chunks joined by": bundle.head.join,
         "head": HEADS.get(bundle.head.kind, bundle.head.kind),
         "loss": loss_name(fit.prepared.task.kind, train), "class weights": train.class_weights,

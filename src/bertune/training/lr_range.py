@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from bertune.bundle import check_output, prepare_output
-from bertune.config import Config
+from bertune.config import Config, TrainConfig
 from bertune.data.tokens import Tokenizer
-from bertune.errors import ConfigError
+from bertune.errors import ConfigError, Interrupted
 from bertune.files import disk_full, write_json
 from bertune.model.load import read_config
 from bertune.model.machine import choose_machine
@@ -26,12 +26,13 @@ from bertune.training.check import check_used
 from bertune.training.compatible import check_base, check_compatible, check_dropout
 from bertune.training.features import first_trained_layer
 from bertune.training.fit import Fit
-from bertune.training.interrupt import Interrupts
+from bertune.training.idle import IDLE
+from bertune.training.interrupt import Interrupts, Stopped
 from bertune.training.listen import Listener, Silent
 from bertune.training.loop import Diverged, training_steps
 from bertune.training.opening import check_fit, load, settle_length
 from bertune.training.prepare import read_splits, tokenize
-from bertune.training.run import check_freeze, resumable
+from bertune.training.run import check_freeze
 from bertune.training.settle import settle
 
 STEPS, LOWEST, HIGHEST = 120, 1e-6, 1e-1
@@ -55,19 +56,22 @@ def lr_range(
 ) -> LrRange:
     """Train for `steps` steps while the rate rises from `lowest` to `highest`, and write run/lr-range.json in `out`.
 
-    The head's rate rises with it, ten times as high where it is new, as in training. No model is kept. Raises
-    InputError for anything wrong with the input, before `out` is touched, and Interrupted.
+    The head's rate rises with it, ten times as high where it is new, as in training. What `config` says of schedules,
+    averages and how long to train does not matter (see idle.py). No model is kept. Raises InputError
+    for anything wrong with the input, before `out` is touched, and Interrupted.
     """
     out, listener = Path(out), listener or Silent()
     if steps < 20:
         raise ConfigError(f"--steps {steps}: a range test takes at least 20.")
     if not 0 < lowest < highest:
         raise ConfigError(f"--from {lowest:g} --to {highest:g}: the rate rises from a positive one to a higher one.")
+    default = TrainConfig()
+    config = config.updated({"train": {name: getattr(default, name) for name in IDLE}})
     check_output(out, overwrite=overwrite)
     with cache_settings(config.cache.folder, config.cache.limit):
         fit = _opened(config, out, lowest * (highest / lowest) ** (np.arange(steps) / (steps - 1)), source, listener)
         prepare_output(out, overwrite=overwrite)
-        with disk_full(f"a file in {out}", kept="Nothing was trained."), resumable():
+        with disk_full(f"a file in {out}", kept="Nothing was trained."):
             found = judged(*_losses(fit, listener))
             found |= {"batch_size": fit.plan.batch_size, "head": fit.plan.head_lr / fit.plan.lr}
             write_json(out / "run" / "lr-range.json", found)
@@ -114,6 +118,8 @@ def _losses(fit: Fit, listener: Listener) -> tuple[np.ndarray, np.ndarray]:
                 stop.check()
                 if smoothed(np.array(losses))[-1] > FAR * _first(np.array(losses), fit.plan.steps):
                     break
+    except Stopped:
+        raise Interrupted("Stopped; a range test keeps nothing, and begins anew with --overwrite.") from None
     except Diverged:
         rates.append(float(fit.optimizer.rates[len(rates)]))
         losses.append(math.inf)

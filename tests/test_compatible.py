@@ -49,8 +49,8 @@ REFUSED = [
     ({"model__reinit_layers": 1, "model__layers": "0"},
      "--reinit-layers 1: --layers 0 reads none of the 1 top layers. Leave one of them out."),
     ({"model__lora": 4, "pretrain__on": ["train"]},
-     "--lora 4 and --pretrain-on: LoRA keeps what stands beside another model, which has to be there later. Run bertune "
-     "pretrain first, then train with --model and --lora."),
+     "--lora 4 and --pretrain-on: LoRA keeps what stands beside another model, which has to be there later. Run "
+     "bertune pretrain first, then train with --model and --lora."),
     ({"train__layer_decay_on": "encoder"},
      "train.layer_decay_on encoder: has no effect by itself. Pass --layer-decay, for example --layer-decay 0.95 with "
      "it, or leave it out."),

@@ -97,6 +97,9 @@ def _run(
     metric = check_metric(config.train.metric, prepared.task.kind)
     check_defined(metric, prepared)
     check_used(config, prepared.task.kind, prepared.splits)
+    check_freeze(config, encoder)
+    check_compatible(config, encoder)
+    check_base(config, folder)
     stage = begin_stage(
         config, prepared, out / "run" / PRETRAIN, folder=folder, base=base, resume=resume, listener=listener
     )
@@ -105,9 +108,6 @@ def _run(
         sizes = (len(prepared.splits[name]) for name in ("conformal", "valid"))
         say("Of the validation rows {:,} are kept for what is promised, and {:,} choose.".format(*sizes))
         check_enough(config.decide, prepared.task.kind, len(prepared.splits["conformal"]))
-    check_freeze(config, encoder)
-    check_compatible(config, encoder)
-    check_base(config, folder)
     check_columns(config, prepared)
     max_length = settle_length(config, encoder, prepared.task, tokenizer)
     config, tried = settle_auto(

@@ -16,7 +16,7 @@ from bertune.errors import ConfigError
 from bertune.evaluate.resample import Scores, differences, seed_differences
 from bertune.reproduce import run as reproduce_run
 from bertune.reproduce.run import cell_key, draw_part, make_cells, read_cell
-from bertune.reproduce.spec import Spec, cells, known_specs, read_spec
+from bertune.reproduce.spec import Encoder, Spec, cells, known_specs, read_spec
 from bertune.reproduce.tables import markdown, results, verdict
 from shell import bertune as shell
 from shell import call
@@ -91,6 +91,12 @@ class TestRecipes:
         with pytest.raises(ConfigError, match=r"tiny, table ways, mean: 'model.poling' is not an option"):
             list(cells(spec, ["ways"], seeds=1, base=Config()))
 
+    def test_an_encoder_that_is_not_described_is_refused(self, spec: Spec) -> None:
+        values = spec.model_dump()
+        values["tables"]["ways"]["rows"]["mean"]["encoder"] = "{data}-within"
+        with pytest.raises(ValueError, match="'topics-within' is not one of the encoders"):
+            Spec.model_validate(values)
+
     def test_an_unknown_name_is_answered_with_the_nearest(self) -> None:
         with pytest.raises(ConfigError, match="sun2019"):
             read_spec("sun2018")
@@ -157,6 +163,35 @@ class TestTrainings:
         texts = pl.concat(frames)["text 0"].to_list()
         known = {row["text"] for row in topic_rows(90)}
         assert set(texts) <= known and len(texts) == 57
+
+    def test_an_encoder_is_pretrained_once_for_all_seeds_on_training_texts_alone(
+        self, spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        small = {"pretrain.max_length": 24, "pretrain.max_steps": 2, "model.name": spec.settings["model.name"]}
+        spec.encoders["topics-within"] = Encoder(parts=["topics"], settings=small)
+        spec.tables["ways"].rows["mean"].encoder = "{data}-within"
+        told = Told()
+        wanted = make(spec, tmp_path, seeds=2, told=told, tables=["ways"])
+
+        assert told.said.count("Pre-training the encoder topics-within.") == 1
+        [folder] = (tmp_path / "out/encoders").iterdir()
+        assert (folder / "run/pretrained.json").is_file()
+        assert any("Corpus: 40 documents" in text for text in told.said)
+        assert len({cell_key(spec, cell) for cell in wanted}) == 4
+        before = cell_key(spec, wanted[1])
+        spec.encoders["topics-within"].settings["pretrain.max_steps"] = 3
+        assert cell_key(spec, list(cells(spec, ["ways"], seeds=1, base=Config()))[1]) != before
+
+    def test_a_share_of_the_rows_is_drawn_with_the_seed(self, spec: Spec, tmp_path: Path) -> None:
+        spec.tables["ways"].rows["mean"].settings = {"data.share": 0.5}
+        wanted = make(spec, tmp_path, seeds=2, tables=["ways"])
+        rows = {}
+        for cell in wanted:
+            done = read_cell(spec, cell, tmp_path / "out")
+            assert done is not None
+            rows[cell.row, cell.seed] = done.record["train"]["rows"], done.record["config"]["data"]["share_seed"]
+
+        assert rows == {("plain", 0): (40, 0), ("mean", 0): (20, 0), ("plain", 1): (40, 0), ("mean", 1): (20, 1)}
 
     def test_data_that_is_not_there_is_named(self, spec: Spec, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"topics.csv: no such file. Pass the folder .* with --data"):

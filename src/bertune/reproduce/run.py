@@ -26,6 +26,7 @@ from bertune.reproduce.spec import Cell, Data, Spec
 from bertune.training.listen import Listener
 from bertune.training.outcome import Outcome
 from bertune.training.prepare import Prepared, Split, read_splits
+from bertune.training.pretrain import is_pretrained, pretrain
 from bertune.training.run import run
 
 LABEL, TEXTS = "label", "text {}"  # columns of the parts that are drawn
@@ -55,13 +56,54 @@ def make_cells(
         if cell.data not in parts:
             parts[cell.data] = draw_part(cell.data, spec.data[cell.data], out=out, folder=data, listener=listener)
         listener.say(f"{number} of {len(todo)}: table {cell.table}, {cell.data}, {cell.row}, seed {cell.seed}")
-        _make(cell, key, parts[cell.data], out, listener)
+        model = cell.config.model.name
+        if cell.encoder is not None:
+            for name in spec.encoders[cell.encoder[0]].parts:
+                if name not in parts:
+                    parts[name] = draw_part(name, spec.data[name], out=out, folder=data, listener=listener)
+            model = str(make_encoder(spec, *cell.encoder, parts, out=out, folder=data, listener=listener))
+        _make(cell, key, parts[cell.data], out, model, listener)
     return True
 
 
-def _make(cell: Cell, key: str, part: DataConfig, out: Path, listener: Listener) -> None:
+def make_encoder(
+    spec: Spec, name: str, config: Config, parts: dict[str, DataConfig], *, out: Path, folder: Path, listener: Listener
+) -> Path:
+    """The folder of a pre-trained encoder, which is made where it is not there, or goes on where it was stopped."""
+    import polars as pl
+
+    encoder = spec.encoders[name]
+    place = out / "encoders" / f"{name}-{_digest(encoder_record(spec, name, config))[:8]}"
+    files = [folder / file for file in encoder.files]
+    missing = [str(path) for path in files if not path.exists()]
+    if missing:
+        raise ConfigError(f"{missing[0]}: no such file. Pass the folder that holds the data sets with --data.")
+    for part in encoder.parts:
+        path = out / "data" / f"{part}-texts.parquet"
+        if not path.is_file():
+            frame = pl.read_parquet(parts[part].files[0])
+            columns = [*parts[part].text, *parts[part].text_pair]
+            with atomic_path(path) as temporary:
+                frame.select(pl.concat_str(columns, separator="\n").alias("text")).write_parquet(temporary)
+        files.append(path)
+    if not is_pretrained(place):
+        listener.say(f"Pre-training the encoder {name}.")
+    config = config.updated({"data": {"files": [str(path) for path in files]}})
+    return pretrain(config, out=place, resume=place.exists(), listener=listener).out
+
+
+def encoder_record(spec: Spec, name: str, config: Config) -> list[Any]:
+    """What a pre-trained encoder depends on."""
+    encoder = spec.encoders[name]
+    drawn = [spec.data[part].model_dump(mode="json") for part in encoder.parts]
+    sections = config.model_dump(mode="json", include={"model", "train", "pretrain"})
+    return [encoder.model_dump(mode="json"), drawn, sections]
+
+
+def _make(cell: Cell, key: str, part: DataConfig, out: Path, model: str, listener: Listener) -> None:
+    share = {"share", "share_seed"}
     config = cell.config.updated({
-        "data": part.model_dump(mode="json"), "check": {"enabled": False},
+        "data": part.model_dump(mode="json", exclude=share), "check": {"enabled": False}, "model": {"name": model},
         "report": {"baselines": False, "page": False},
     })  # fmt: skip
     place = out / "running" / key
@@ -77,7 +119,7 @@ def _make(cell: Cell, key: str, part: DataConfig, out: Path, listener: Listener)
     metrics = result.metrics
     record = {
         "table": cell.table, "data": cell.data, "row": cell.row, "seed": cell.seed, "kind": result.task.kind,
-        "labels": list(labels), "config": config.model_dump(mode="json", exclude={"data", "cache", "report", "check"}),
+        "labels": list(labels), "config": _sections(cell.config),
         "train": {name: metrics["train"].get(name) for name in ("rows", "epochs", "seconds", "examples_per_second")},
         "seconds": time.monotonic() - begin, "valid": _scalars(metrics.get("valid", {})),
         "test": _scalars(metrics["test"]), "versions": metrics["versions"],
@@ -101,10 +143,21 @@ def read_cell(spec: Spec, cell: Cell, out: Path) -> Done | None:
 
 
 def cell_key(spec: Spec, cell: Cell) -> str:
-    """Sixteen hexadecimal digits of the SHA-256 over the data and the configuration, its seed included."""
-    config = cell.config.model_dump(mode="json", exclude={"data", "cache", "report", "check"})
-    content = json.dumps([cell.data, spec.data[cell.data].model_dump(mode="json"), config], sort_keys=True)
-    return hashlib.sha256(content.encode("utf-8")).hexdigest()[:16]
+    """Sixteen hexadecimal digits of the SHA-256 over the data and the configuration, its seed and encoder included."""
+    content = [cell.data, spec.data[cell.data].model_dump(mode="json"), _sections(cell.config)]
+    if cell.encoder is not None:
+        content.append(encoder_record(spec, *cell.encoder))
+    return _digest(content)[:16]
+
+
+def _sections(config: Config) -> dict[str, Any]:
+    """What a cell depends on beside its data."""
+    data = {"share": config.data.share, "share_seed": config.data.share_seed}
+    return config.model_dump(mode="json", exclude={"data", "cache", "report", "check"}) | {"data": data}
+
+
+def _digest(content: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 def _file(out: Path, key: str) -> Path:

@@ -33,11 +33,25 @@ class Data(_Part):
     note: str = ""
 
 
+class Encoder(_Part):
+    """An encoder that is pre-trained once for all seeds: on the training rows of `parts`, without their labels, and on
+    files below the data folder. settings: by dotted names, such as pretrain.from_scratch."""
+
+    parts: list[str] = []
+    files: list[str] = []
+    settings: dict[str, Any] = {}
+
+
 class Row(_Part):
-    """One way to train, and what was published for it: a figure, or one for each set of data."""
+    """One way to train, and what was published for it: a figure, or one for each set of data.
+
+    encoder: one of the encoders, where {data} stands for the set of data; only: the sets of data that have this row.
+    """
 
     settings: dict[str, Any] = {}
     published: float | dict[str, float] | None = None
+    encoder: str | None = None
+    only: list[str] = []
 
     def figure(self, data: str) -> float | None:
         return self.published.get(data) if isinstance(self.published, dict) else self.published
@@ -53,6 +67,11 @@ class Table(_Part):
     unit: str = "error"
     settings: dict[str, Any] = {}
     note: str = ""
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(row, data) of every line."""
+        rows = self.rows.items()
+        return [(name, data) for data in self.data for name, row in rows if data in (row.only or self.data)]
 
     @property
     def metric(self) -> str:
@@ -72,6 +91,7 @@ class Spec(_Part):
     source: str = ""
     note: str = ""
     data: dict[str, Data]
+    encoders: dict[str, Encoder] = {}
     settings: dict[str, Any] = {}
     tables: dict[str, Table]
 
@@ -83,6 +103,10 @@ class Spec(_Part):
                 raise ValueError(f"table {name}: '{unknown[0]}' is not one of the data, {listed(self.data)}")
             if table.reference not in table.rows:
                 raise ValueError(f"table {name}: the reference '{table.reference}' is not one of its rows")
+            for row, data in table.pairs():
+                encoder = table.rows[row].encoder
+                if encoder is not None and encoder.format(data=data) not in self.encoders:
+                    raise ValueError(f"table {name}, {row}: '{encoder.format(data=data)}' is not one of the encoders")
             if table.metric not in METRICS:
                 raise ValueError(f"table {name}: the unit '{table.unit}' is neither error nor a metric")
         return self
@@ -90,13 +114,15 @@ class Spec(_Part):
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of a table."""
+    """One training of a table. config: without the data; encoder: what its model.name stands for, and where that is
+    pre-trained from."""
 
     table: str
     data: str
     row: str
     seed: int
-    config: Config  # without the data
+    config: Config
+    encoder: tuple[str, Config] | None = None
 
 
 def known_specs() -> list[str]:
@@ -130,10 +156,29 @@ def cells(spec: Spec, tables: list[str], *, seeds: int, base: Config) -> Iterato
     for seed in range(seeds):
         for name in tables:
             table = spec.tables[name]
-            for data in table.data:
-                for row, one in table.rows.items():
-                    config = base
-                    for settings in (spec.settings, table.settings, one.settings):
-                        for key, value in settings.items():
-                            config = config.updated(nested(key, value), place=f"{spec.name}, table {name}, {row}")
-                    yield Cell(name, data, row, seed, config.updated({"train": {"seed": seed}}))
+            for row, data in table.pairs():
+                one, config, place = table.rows[row], base, f"{spec.name}, table {name}, {row}"
+                for settings in (spec.settings, table.settings, one.settings):
+                    config = _with(config, settings, place)
+                config = config.updated({"train": {"seed": seed}})
+                if config.data.share < 1:
+                    config = config.updated({"data": {"share_seed": seed}})
+                encoder = None
+                if one.encoder is not None:
+                    known = one.encoder.format(data=data)
+                    start = _with(_machine(base), spec.encoders[known].settings, f"{spec.name}, encoder {known}")
+                    encoder = known, start
+                    config = config.updated({"model": {"name": f"{known} of {start.model.name}"}})
+                yield Cell(name, data, row, seed, config, encoder)
+
+
+def _machine(base: Config) -> Config:
+    """The model to start from, and what to compute on; the rest of `base` is of no use to a pre-training."""
+    own = {"model": {"name", "revision"}, "train": {"device", "precision", "threads", "token_budget", "kernels"}}
+    return Config().updated(base.model_dump(include=own | {"cache": True}))
+
+
+def _with(config: Config, settings: dict[str, Any], place: str) -> Config:
+    for key, value in settings.items():
+        config = config.updated(nested(key, value), place=place)
+    return config

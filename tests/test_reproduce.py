@@ -182,6 +182,14 @@ class TestTrainings:
         spec.encoders["topics-within"].settings["pretrain.max_steps"] = 3
         assert cell_key(spec, list(cells(spec, ["ways"], seeds=1, base=Config()))[1]) != before
 
+    def test_threads_make_no_other_cell_and_precision_does(self, spec: Spec) -> None:
+        keys = [
+            cell_key(spec, next(cells(spec, ["others"], seeds=1, base=Config().updated({"train": machine}))))
+            for machine in ({"checkpoint_minutes": 5}, {"checkpoint_minutes": 1}, {"clip": None})
+        ]
+
+        assert keys[0] == keys[1] != keys[2]
+
     def test_a_share_of_the_rows_is_drawn_with_the_seed(self, spec: Spec, tmp_path: Path) -> None:
         spec.tables["ways"].rows["mean"].settings = {"data.share": 0.5}
         wanted = make(spec, tmp_path, seeds=2, tables=["ways"])

@@ -32,6 +32,8 @@ from bertune.training.run import run
 LABEL, TEXTS = "label", "text {}"  # columns of the parts that are drawn
 LABEL_SEP = "\x1f"  # between labels of a row; no name of a label has it
 PART_SEED = 0
+# Where and how something is computed, which makes no other cell of it.
+MACHINE = {"device", "threads", "token_budget", "kernels", "compile", "checkpoint_minutes", "checkpoint_steps"}
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,7 @@ def encoder_record(spec: Spec, name: str, config: Config) -> list[Any]:
     """What a pre-trained encoder depends on."""
     encoder = spec.encoders[name]
     drawn = [spec.data[part].model_dump(mode="json") for part in encoder.parts]
-    sections = config.model_dump(mode="json", include={"model", "train", "pretrain"})
-    return [encoder.model_dump(mode="json"), drawn, sections]
+    return [encoder.model_dump(mode="json"), drawn, _sections(config)]
 
 
 def _make(cell: Cell, key: str, part: DataConfig, out: Path, model: str, listener: Listener) -> None:
@@ -153,7 +154,9 @@ def cell_key(spec: Spec, cell: Cell) -> str:
 def _sections(config: Config) -> dict[str, Any]:
     """What a cell depends on beside its data."""
     data = {"share": config.data.share, "share_seed": config.data.share_seed}
-    return config.model_dump(mode="json", exclude={"data", "cache", "report", "check"}) | {"data": data}
+    rest = config.model_dump(mode="json", include={"model", "train", "decide", "pretrain"})
+    rest["train"] = {name: value for name, value in rest["train"].items() if name not in MACHINE}
+    return rest | {"data": data}
 
 
 def _digest(content: list[Any]) -> str:

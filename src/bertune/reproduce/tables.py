@@ -88,7 +88,7 @@ def markdown(spec: Spec, lines: dict[str, list[dict[str, Any]]], *, model: str, 
     for name, found in lines.items():
         table = spec.tables[name]
         unit = "error, %" if table.unit == "error" else table.unit
-        rows = [["data", "", f"published, {unit}", f"ours, {unit}", "seeds", f"against {table.reference}", "finding",
+        rows = [["data", "training", f"published, {unit}", f"ours, {unit}", "seeds", f"against {table.reference}", "finding",
                  "minutes"]]  # fmt: skip
         rows += [_shown(line, table) for line in found]
         parts += [f"## {name}: {table.title}", table.note, markdown_table(rows)]
@@ -99,7 +99,7 @@ def _shown(line: dict[str, Any], table: Table) -> list[str]:
     digits = 2 if table.unit == "error" else 4
 
     def number(value: float | None, sign: str = "") -> str:
-        return "" if value is None else f"{value:{sign}.{digits}f}"
+        return "" if value is None else f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # never -0.00
 
     ours = number(line["value"]) + (f" ± {number(line['sd'])}" if line["sd"] is not None else "")
     gap = ""

@@ -88,8 +88,10 @@ def markdown(spec: Spec, lines: dict[str, list[dict[str, Any]]], *, model: str, 
     for name, found in lines.items():
         table = spec.tables[name]
         unit = "error, %" if table.unit == "error" else table.unit
-        rows = [["data", "training", f"published, {unit}", f"ours, {unit}", "seeds", f"against {table.reference}", "finding",
-                 "minutes"]]  # fmt: skip
+        rows = [[
+            "data", "training", f"published, {unit}", f"ours, {unit}", "seeds", f"against {table.reference}", "finding",
+            "minutes",
+        ]]  # fmt: skip
         rows += [_shown(line, table) for line in found]
         parts += [f"## {name}: {table.title}", table.note, markdown_table(rows)]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"

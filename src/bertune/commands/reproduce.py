@@ -14,7 +14,7 @@ from bertune.errors import ConfigError, listed, nearest
 from bertune.progress import start_display
 
 KEYS = tuple(f"{section}.{name}" for section in ("model", "train", "cache") for name in SECTIONS[section].model_fields)
-MACHINE = ("model.name", "train.device", "train.precision", "train.threads")
+MACHINE = ("model.name", "train.seed", "train.device", "train.precision", "train.threads")
 
 
 @with_flags(*flags_of(MACHINE))
@@ -36,7 +36,7 @@ class Reproduce(Configured):
     table: Annotated[
         list[str] | None, typer.Option(metavar="TABLE", help="Only this table; may be repeated.", show_default=False)
     ] = None
-    seeds: Annotated[int, typer.Option(metavar="K", help="Seeds of every training.")] = 3
+    seeds: Annotated[int, typer.Option(metavar="K", help="Seeds of every training, from --seed on.")] = 3
     hours: Annotated[
         float | None, typer.Option(metavar="H", help="Begin no training after so many hours.", show_default=False)
     ] = None

@@ -153,7 +153,7 @@ def cells(spec: Spec, tables: list[str], *, seeds: int, base: Config) -> Iterato
     base: what a caller sets for all of them; the settings of a table and a row are laid over it. ConfigError for a
     setting that is none.
     """
-    for seed in range(seeds):
+    for seed in range(base.train.seed, base.train.seed + seeds):
         for name in tables:
             table = spec.tables[name]
             for row, data in table.pairs():

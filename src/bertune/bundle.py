@@ -376,6 +376,24 @@ def _foreign(folder: Path) -> list[str]:
     return sorted({path.name for path in folder.iterdir() if not path.name.startswith(TEMPORARY)} - own)
 
 
+def joint_tasks(folder: str | Path) -> tuple[str, ...]:
+    """The names of the tasks of the finished joint training in `folder`, () where it holds none.
+
+    Raises ModelError where it has not finished.
+    """
+    run = Path(folder) / RUN_FOLDER
+    try:
+        names = json.loads((run / MULTITASK).read_text(encoding="utf-8"))["tasks"]
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{run / MULTITASK}: not readable: {error}. Copy the folder again.") from None
+    if not (run / "metrics.json").is_file():
+        way = f"bertune multitask --resume --out {folder}"
+        raise ModelError(f"{folder}: a joint training that has not finished. Go on with: {way}.")
+    return tuple(map(str, names))
+
+
 def _is_of_joint(folder: Path, name: str) -> bool:
     """Whether `name` is a folder of the joint training in `folder`, and nothing else lies in it than what that made."""
     try:

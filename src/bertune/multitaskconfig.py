@@ -112,7 +112,7 @@ class MultiConfig:
             if name == "data":
                 raise ConfigError(f"{place}: 'data' belongs under each task: tasks: NAME: data: files: ...")
             if name == "pretrain":
-                raise ConfigError(f"{place}: 'pretrain': run bertune pretrain first, and name its result in model.name.")
+                raise ConfigError(f"{place}: 'pretrain': run bertune pretrain first, and pass its result as --model.")
             if name not in known:
                 near = nearest(str(name), known) or f"; choices: {', '.join(known)}."
                 raise ConfigError(f"{place}: '{name}' is not an option{near}")
@@ -124,7 +124,9 @@ class MultiConfig:
             found.task(name, place=place)
         return found
 
-    def updated(self, values: Mapping[str, Any], *, shared: Config | None = None, place: str = "options") -> MultiConfig:
+    def updated(
+        self, values: Mapping[str, Any], *, shared: Config | None = None, place: str = "options"
+    ) -> MultiConfig:
         """A copy with other options of `JointOptions`, or other shared sections."""
         before = {name: getattr(self.options, name) for name in self.options.model_fields_set}
         try:

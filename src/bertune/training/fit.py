@@ -255,7 +255,7 @@ class Fit:
         seconds = time.perf_counter() - begin
         for record in records:
             self._note(record)
-            self.listener.evaluated(record, self.metric)
+            self.listener.evaluated(record, record.get("metric", self.metric))
         lines = "".join(to_json(entry) + "\n" for entry in progress.history)
         write_atomic(self.run_folder / "history.jsonl", lines)
         self._compare(records)

@@ -58,8 +58,8 @@ class Course:
 
     running: float32 [rows, labels], logits seen in the current epoch. start: the lowest layer that is trained; layers
     below it see no dropout, whether their output is kept in `features` or computed anew. r_drop: weight of the
-    disagreement between two passes, 0: one pass. freelb: how embeddings are moved, None: not at all. weigh: from the loss
-    of a micro-batch and its share of the step's rows to what is minimised, None: the loss.
+    disagreement between two passes, 0: one pass. freelb: how embeddings are moved, None: not at all. weigh: from the
+    loss of a micro-batch and its share of the step's rows to what is minimised, None: the loss.
     """
 
     encoded: Encoded

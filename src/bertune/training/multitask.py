@@ -327,7 +327,8 @@ def forecast(fit: MultiFit, encoder: EncoderConfig) -> str:
     parts = list(fit.parts.values())
     tokens = sum(int(part.prepared.train.tokens.offsets[-1]) for part in parts)
     work = Load(
-        tokens=tokens, rows=sum(part.rows for part in parts), labels=max(part.prepared.task.num_labels for part in parts),
+        tokens=tokens, rows=sum(part.rows for part in parts),
+        labels=max(part.prepared.task.num_labels for part in parts),
         trained=trained, frozen=sum(value.numel() for value in weights) - trained, once=tokens,
     )  # fmt: skip
     seconds, memory = estimate(

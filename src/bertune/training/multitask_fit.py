@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from bertune.config import Config, TrainConfig
 from bertune.data.batch import Batch, make_batch, split_by_budget, steps_per_epoch
 from bertune.data.counters import base, keyed, uniform
 from bertune.errors import TrainingError
-from bertune.evaluate.metrics import METRICS, evaluate, is_better, metric_value
+from bertune.evaluate.metrics import METRICS, evaluate, metric_value
 from bertune.model.encoder import EncoderConfig
 from bertune.model.infer import infer_logits
 from bertune.model.losses import make_loss
@@ -26,7 +26,7 @@ from bertune.model.multi import MultiModel
 from bertune.model.noise import Noise
 from bertune.multitaskconfig import JointOptions
 from bertune.training.features import first_trained_layer
-from bertune.training.fit import Fit, Progress, RanAway, scalars
+from bertune.training.fit import Fit, RanAway, scalars
 from bertune.training.interrupt import Interrupts
 from bertune.training.listen import Listener
 from bertune.training.loop import Course, Step, advice
@@ -266,7 +266,7 @@ class MultiFit(Fit):
         view = Fit.__new__(Fit)
         vars(view).update(vars(self) | {
             "model": self.model.models[name], "prepared": part.prepared, "config": part.config, "course": course,
-            "metric": part.metric, "progress": cast(Progress, own), "run_folder": out / "run",
+            "metric": part.metric, "progress": own, "run_folder": out / "run",
             "folder": out / "run" / "checkpoints",
             "plan": replace(self.plan, steps=done, steps_per_epoch=course.steps_per_epoch, batch_size=part.batch_size),
         })  # fmt: skip

@@ -31,6 +31,7 @@ from tiny_runs import QUICK, Told, multi_rows, pair_rows, topic_rows
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
 DATA = {"topics": topic_rows(60), "many": multi_rows(90), "pairs": pair_rows(60)}
+MORE = {"topics": topic_rows(200), "many": multi_rows(200), "pairs": pair_rows(100)}  # enough to learn from
 TASKS: dict[str, Any] = {
     "topics": {}, "many": {"model": {"pooling": "mean"}, "metric": "hamming_loss"},
     "pairs": {"data": {"text": "first", "text_pair": "second"}},
@@ -50,9 +51,11 @@ def options(model: Path, *, names: Any = tuple(TASKS), train: Any = None, **more
     }  # fmt: skip
 
 
-def joint(out: Path, model: Path, *, listener: Any = None, resume: bool = False, **more: Any) -> Joint:
+def joint(
+    out: Path, model: Path, *, listener: Any = None, resume: bool = False, rows: Any = None, **more: Any
+) -> Joint:
     chosen = options(model, **more)
-    data = {name: DATA.get(name, DATA["topics"]) for name in chosen["tasks"]}
+    data = {name: (rows or DATA).get(name, DATA["topics"]) for name in chosen["tasks"]}
     return bertune.multitask(chosen, out=out, data=data, listener=listener or Told(), resume=resume)
 
 
@@ -75,7 +78,8 @@ def told() -> Told:
 def done(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, told: Told) -> Joint:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bertune.training.finish.plot_curves", lambda history, path, *, metric: None)
-        return joint(tmp_path_factory.mktemp("joint") / "out", tiny_bert, listener=told, train={"epochs": 4})
+        return joint(tmp_path_factory.mktemp("joint") / "out", tiny_bert, listener=told,
+                     rows=MORE, train={"epochs": 6, "head_lr": 5e-3})
 
 
 # Whose turn it is
@@ -194,10 +198,10 @@ def test_kinds_are_mixed_and_all_of_them_learn(done: Joint) -> None:
     assert [(task.kind, task.is_pair) for task in kinds.values()] == [
         ("single", False), ("multi", False), ("single", True)
     ]  # fmt: skip
-    records = history(done.out)
-    for name in TASKS:
-        losses = [record["loss"] for record in records if record["kind"] == "step" and record["task"] == name]
-        assert np.mean(losses[-8:]) < 0.95 * np.mean(losses[:8])
+    found = {name: metrics["test"] for name, metrics in done.metrics["tasks"].items()}
+    assert found["topics"]["accuracy"] > 0.6  # of three
+    assert found["many"]["micro_f1"] > 0.5
+    assert found["pairs"]["accuracy"] > 0.6  # most are of two topics
     assert done.metrics["tasks"]["many"]["metric"] == "hamming_loss"
     expected = [done.metrics["tasks"]["topics"]["valid"]["accuracy"],
                 1 - done.metrics["tasks"]["many"]["valid"]["hamming_loss"],
@@ -328,7 +332,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, tiny_bert: Path) -> 
             if step.number == 5:
                 signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(Interrupted, match="Stopped after step 5 of .* --resume"):
+    with pytest.raises(Interrupted, match=r"Stopped after step 5 of .* --resume"):
         joint(tmp_path / "cut", tiny_bert, listener=Key())
     with pytest.raises(ModelError, match="has not finished"):
         bertune.load(tmp_path / "cut")

@@ -113,7 +113,13 @@ def multitask(
         config = MultiConfig.load(tasks)
     else:
         config = tasks if isinstance(tasks, MultiConfig) else MultiConfig.parse(tasks)
-    return run(config, out=out, sources=data, resume=resume, overwrite=overwrite, listener=listener)
+    result = run(config, out=out, sources=data, resume=resume, overwrite=overwrite, listener=listener)
+    if any(config.task(name).report.page for name in config.names):
+        from bertune.report.write import keep_pages
+        from bertune.training.listen import Silent
+
+        keep_pages(result.out, config, sources=data or {}, say=(listener or Silent()).say)
+    return result
 
 
 def cross_validate(

@@ -90,6 +90,10 @@ class Multitask(Configured):
         from bertune.training.multitask import multitask
 
         result = multitask(config, out=out, resume=self.resume, overwrite=self.overwrite, listener=display)
+        if any(config.task(name).report.page for name in config.names):
+            from bertune.report.write import keep_pages
+
+            keep_pages(result.out, config, sources={}, say=display.say)
         if self.as_json:
             print_json({"out": str(result.out), "tasks": list(result.tasks), "metrics": result.metrics})
         else:

@@ -143,7 +143,7 @@ def test_the_gradients_of_uncertainty_weighting_are_those_of_its_formula() -> No
     with torch.no_grad():
         uncertainty.bias.copy_(torch.tensor([0.4, -1.0]))
     loss = torch.tensor(2.0, requires_grad=True)
-    parts = uncertainty.weigh(0.25 * loss, 0, 0.25) + uncertainty.weigh(0.75 * loss, 0, 0.75)  # two micro-batches
+    parts = uncertainty.weigh(0, 0.25 * loss, 0.25) + uncertainty.weigh(0, 0.75 * loss, 0.75)  # two micro-batches
     parts.backward()
     assert parts.item() == pytest.approx(math.exp(-0.4) * 2 + 0.2)
     assert loss.grad is not None and loss.grad.item() == pytest.approx(math.exp(-0.4))

@@ -34,7 +34,7 @@ class Uncertainty(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(tasks))
 
-    def weigh(self, loss: Tensor, task: int, share: float) -> Tensor:
+    def weigh(self, task: int, loss: Tensor, share: float) -> Tensor:
         """`loss`: a part of the step's; `share`: which part of its rows that part is."""
         return torch.exp(-self.bias[task]) * loss + share * self.bias[task] / 2
 

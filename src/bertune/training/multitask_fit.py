@@ -32,7 +32,7 @@ from bertune.training.listen import Listener
 from bertune.training.loop import Course, Step, advice
 from bertune.training.optim import Optimizer
 from bertune.training.prepare import Prepared, Split
-from bertune.training.settle import Plan, counted, default_batch_size, settle
+from bertune.training.settle import Plan, counted, default_batch_size, default_epochs, settle
 
 METRIC = "mean"  # the name of what chooses the best weights: the mean over tasks of `score`
 
@@ -83,12 +83,8 @@ def settle_joint(
     per_epoch = sum(steps_per_epoch(part.rows, part.batch_size) for part in parts)
     rows = sum(part.rows for part in parts)
     # `settle` counts steps by rows and batch size: here as if each step were of one row.
-    plan = settle(
-        config.model_copy(update={"batch_size": 1, "epochs": config.epochs or settle(
-            config.model_copy(update={"max_steps": None}), rows=rows, encoder=encoder, new_head=new_head
-        ).epochs}),
-        rows=per_epoch, encoder=encoder, new_head=new_head,
-    )  # fmt: skip
+    each = config.model_copy(update={"batch_size": 1, "epochs": config.epochs or default_epochs(rows)})
+    plan = settle(each, rows=per_epoch, encoder=encoder, new_head=new_head)
     return JointPlan(**{**vars(plan), "batch_size": max(part.batch_size for part in parts)})
 
 
@@ -167,7 +163,7 @@ class MultiFit(Fit):
         uncertainty = self.model.head.uncertainty
         weigh: Callable[[Tensor, float], Tensor] | None = None
         if uncertainty is not None:
-            weigh = partial(_uncertain, uncertainty.weigh, place)
+            weigh = partial(uncertainty.weigh, place)
         elif part.weight != 1:
             weigh = partial(_times, part.weight)
         return Course(
@@ -271,10 +267,6 @@ class MultiFit(Fit):
             "plan": replace(self.plan, steps=done, steps_per_epoch=course.steps_per_epoch, batch_size=part.batch_size),
         })  # fmt: skip
         return view
-
-
-def _uncertain(weigh: Callable[[Tensor, int, float], Tensor], place: int, loss: Tensor, share: float) -> Tensor:
-    return weigh(loss, place, share)
 
 
 def _times(weight: float, loss: Tensor, share: float) -> Tensor:

@@ -25,6 +25,7 @@ LAYERS = (
     ("evaluate",),
     ("data",),
     ("hub",),
+    ("multitaskconfig",),
     ("config",),
     ("dataconfig", "pretrainconfig"),
     ("files", "paths", "longtext", "presets", "sections", "settings"),

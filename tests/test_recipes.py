@@ -10,7 +10,8 @@ from bertune.config import Config
 from bertune.hub import PRESETS
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
-RECIPES = sorted(FOLDER.glob("*.yaml"))
+TASKS = FOLDER / "multi-task.yaml"  # of a form of its own
+RECIPES = sorted(path for path in FOLDER.glob("*.yaml") if path != TASKS)
 
 
 def _load(name: str) -> Config:
@@ -64,6 +65,34 @@ def test_from_scratch_runs_over_the_books_and_is_fine_tuned(
     assert type(transformers.AutoModelForPreTraining.from_pretrained(done.out)).__name__ == "BertForPreTraining"
     result = bertune.train(topic_rows(60), out=tmp_path / "result", model=done.out, settings=QUICK)
     assert "accuracy" in result.metrics["test"]
+
+
+def test_the_recipe_for_several_tasks_says_how_to_run_it_and_trains_them(
+    shared_data: Path, tiny_bert: Path, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe on some rows of each file, with a tiny encoder and few steps."""
+    import yaml
+
+    import bertune
+
+    text = TASKS.read_text(encoding="utf-8")
+    assert "#   bertune multitask recipes/multi-task.yaml --out " in text
+    values = yaml.safe_load(text)
+    assert values["model"]["name"] in PRESETS
+    values["model"] = {"name": str(tiny_bert)}
+    values["train"] = {"max_steps": 12, "batch_size": 8, "threads": 1}
+    values |= {"check": {"enabled": False}, "report": {"baselines": False}}
+    for name, task in values["tasks"].items():
+        task["model"]["max_length"] = 48
+        task["data"]["share"] = 0.01
+        if name != "trec":  # their test files are long
+            task["data"]["test"] = 0.001 if name == "imdb" else 0.02
+            task["data"]["valid"] = task["data"]["test"]
+    monkeypatch.chdir(shared_data)
+    result = bertune.multitask(values, out=tmp_path / "out")
+    assert set(result.metrics["tasks"]) == {"imdb", "trec", "ag_news"} == set(result.metrics["alone"])
+    tasks = {name: bertune.load(tmp_path / "out" / "tasks" / name, threads=1).task for name in result.tasks}
+    assert [task.num_labels for task in tasks.values()] == [2, 6, 4]
 
 
 def test_system_a_is_the_published_head_on_bert() -> None:

@@ -26,7 +26,7 @@ from bertune.errors import (
 )
 
 if TYPE_CHECKING:
-    from bertune.api import check, compare, cross_validate, learning_curve, load, lr_range, pretrain, train
+    from bertune.api import check, compare, cross_validate, learning_curve, load, lr_range, multitask, pretrain, train
     from bertune.estimator import Classifier
 
 __version__ = "0.1.0"
@@ -34,12 +34,12 @@ __version__ = "0.1.0"
 __all__ = [
     "BertuneError", "Classifier", "ConfigError", "DataError", "InputError", "Interrupted", "MissingExtraError",
     "ModelError", "TrainingError", "__version__", "check", "compare", "cross_validate", "learning_curve", "load",
-    "lr_range", "pretrain", "train",
+    "lr_range", "multitask", "pretrain", "train",
 ]  # fmt: skip
 
 _HOMES = {
     **dict.fromkeys(
-        ("check", "compare", "cross_validate", "learning_curve", "load", "lr_range", "pretrain", "train"),
+        ("check", "compare", "cross_validate", "learning_curve", "load", "lr_range", "multitask", "pretrain", "train"),
         "bertune.api",
     ),
     "Classifier": "bertune.estimator",

@@ -11,12 +11,15 @@ from bertune.errors import ConfigError
 from bertune.settings import nested
 
 if TYPE_CHECKING:
+    from bertune.multitaskconfig import MultiConfig
     from bertune.ship.predict import Predictor
+    from bertune.ship.tasks import TaskPredictors
     from bertune.training.checkup import Checkup
     from bertune.training.curve import LearningCurve
     from bertune.training.folds import CrossValidation
     from bertune.training.listen import Listener
     from bertune.training.lr_range import LrRange
+    from bertune.training.multitask import Joint
     from bertune.training.pretrain import Pretrained
     from bertune.training.run import Result
 
@@ -90,6 +93,33 @@ def pretrain(
         more={"pretrain": {"objective": objective, "epochs": epochs, "lr": lr}, "train": {"seed": seed}},
     )  # fmt: skip
     return run(chosen, out=out, source=source, resume=resume, overwrite=overwrite, listener=listener)
+
+
+def multitask(
+    tasks: Mapping[str, Any] | str | Path | MultiConfig, *, out: str | Path, data: Mapping[str, Any] | None = None,
+    resume: bool = False, overwrite: bool = False, listener: Listener | None = None,
+) -> Joint:
+    """Train one encoder on several tasks, each with a head of its own, and leave the results in `out`.
+
+    tasks: a YAML file as for `bertune multitask`, or a mapping as one holds. data: frames, lists of dicts or dicts of
+    columns by task, in place of the files named there. The result's `metrics` has a section a task in `tasks`.
+
+    Raises InputError for what cannot be used (before `out` is touched), TrainingError, and Interrupted on Ctrl-C.
+    """
+    from bertune.multitaskconfig import MultiConfig
+    from bertune.training.multitask import multitask as run
+
+    if isinstance(tasks, str | Path):
+        config = MultiConfig.load(tasks)
+    else:
+        config = tasks if isinstance(tasks, MultiConfig) else MultiConfig.parse(tasks)
+    result = run(config, out=out, sources=data, resume=resume, overwrite=overwrite, listener=listener)
+    if any(config.task(name).report.page for name in config.names):
+        from bertune.report.write import keep_pages
+        from bertune.training.listen import Silent
+
+        keep_pages(result.out, config, sources=data or {}, say=(listener or Silent()).say)
+    return result
 
 
 def cross_validate(
@@ -171,9 +201,16 @@ def lr_range(
 
 def load(
     folder: str | Path, *, device: str = "auto", precision: str = "fp32", threads: int | None = None
-) -> Predictor:
-    """Open a result of `train`; see `Predictor` for what it answers. Raises ModelError."""
+) -> Predictor | TaskPredictors:
+    """Open a result of `train`, see `Predictor` for what it answers; or one of `multitask`, which has `.tasks` and
+    `.predict(rows, task=NAME)`, and is a mapping of names to predictors. Raises ModelError."""
+    from bertune.bundle import joint_tasks
     from bertune.ship.predict import Predictor
+
+    if joint_tasks(folder):
+        from bertune.ship.tasks import TaskPredictors
+
+        return TaskPredictors.load(folder, device=device, precision=precision, threads=threads)
 
     return Predictor.load(folder, device=device, precision=precision, threads=threads)
 

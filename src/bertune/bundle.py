@@ -29,6 +29,8 @@ RUN_FOLDER = "run"
 SCHEMA_VERSION = 1
 
 PRETRAINED = "pretrained.json"  # in run/ of a pre-training: the files that it leaves beside run/
+MULTITASK = "multitask.json"  # in run/ of a joint training: the names of its tasks
+_JOINT = ("encoder", "tasks", "alone")  # its folders beside run/
 _CARD = "README.md"  # may be edited by its owner, so it has no hash
 _INCOMING = ".bertune-incoming"  # a complete bundle on its way in
 _OLD = ".bertune-old"  # an old result on its way out
@@ -335,6 +337,9 @@ def _what_it_is(folder: Path) -> str:
         inner = sorted(path.parent for path in (folder / RUN_FOLDER / several).glob(f"*/{BUNDLE_FILE}"))
         if inner:
             return f"several trainings, and no model of its own. Each is a result, for example {inner[0]}."
+    if (folder / RUN_FOLDER / MULTITASK).is_file() and (folder / RUN_FOLDER / "metrics.json").is_file():
+        tasks = sorted(path.parent for path in (folder / "tasks").glob(f"*/{BUNDLE_FILE}"))
+        return f"several tasks over one encoder. Each is a result, for example {tasks[0]}."
     if (folder / RUN_FOLDER / "lr-range.json").is_file():
         return f"a test of learning rates, and no model. {_HOW}"
     if (folder / RUN_FOLDER / PRETRAINED).is_file() and (folder / RUN_FOLDER / "metrics.json").is_file():
@@ -363,11 +368,41 @@ def _foreign(folder: Path) -> list[str]:
     """Entries that bertune did not write; of a folder within, such as members/, all files have to be the bundle's."""
     hashed = _own_names(folder) | _own_names(folder / _OLD)
     own = {BUNDLE_FILE, RUN_FOLDER, _CARD, _INCOMING, _OLD} | _JUNK | hashed
+    own |= {name for name in _JOINT if _is_of_joint(folder, name) or _is_of_joint(folder / _OLD, name)}
     for inner in {name.split("/")[0] for name in hashed if "/" in name}:
         files = (path for path in (folder / inner).rglob("*") if path.is_file() and path.name not in _JUNK)
         if all(path.relative_to(folder).as_posix() in hashed for path in files):
             own.add(inner)
     return sorted({path.name for path in folder.iterdir() if not path.name.startswith(TEMPORARY)} - own)
+
+
+def joint_tasks(folder: str | Path) -> tuple[str, ...]:
+    """The names of the tasks of the finished joint training in `folder`, () where it holds none.
+
+    Raises ModelError where it has not finished.
+    """
+    run = Path(folder) / RUN_FOLDER
+    try:
+        names = json.loads((run / MULTITASK).read_text(encoding="utf-8"))["tasks"]
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{run / MULTITASK}: not readable: {error}. Copy the folder again.") from None
+    if not (run / "metrics.json").is_file():
+        way = f"bertune multitask --resume --out {folder}"
+        raise ModelError(f"{folder}: a joint training that has not finished. Go on with: {way}.")
+    return tuple(map(str, names))
+
+
+def _is_of_joint(folder: Path, name: str) -> bool:
+    """Whether `name` is a folder of the joint training in `folder`, and nothing else lies in it than what that made."""
+    try:
+        tasks = json.loads((folder / RUN_FOLDER / MULTITASK).read_text(encoding="utf-8"))["tasks"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    entries = [] if name == "encoder" or not (folder / name).is_dir() else list((folder / name).iterdir())
+    ours = all(path.name in tasks and not _foreign(path) for path in entries if path.name not in _JUNK)
+    return ours and (folder / name).is_dir()
 
 
 def _remove_old(out: Path) -> None:

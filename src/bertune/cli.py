@@ -37,6 +37,7 @@ EXAMPLES = (
 # name -> module and class in `commands`, and what it does in a sentence
 COMMANDS = {
     "train": ("train", "Train", "Train a classifier on DATA and leave it, tested, in a folder."),
+    "multitask": ("multitask", "Multitask", "Train one encoder on several tasks at once, each with a head of its own."),
     "pretrain": ("pretrain", "Pretrain", "Pre-train an encoder further on TEXT without labels, or from scratch."),
     "check": ("check", "Check", "Say what is wrong with DATA before training on it."),
     "evaluate": ("evaluate", "Evaluate", "Measure a trained model on labelled rows."),

@@ -88,8 +88,9 @@ class Display:
         beside = ("log_loss", "masked_accuracy", "next_accuracy")
         found = {name: record["metrics"].get(name) for name in dict.fromkeys((metric, *beside))}
         shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items() if value is not None)
-        self.say(f"Epoch {record['epoch']:g}, {record['split']}: {shown}.")
-        if record["split"] == "valid" and found[metric] is not None:
+        task = f"{record['task']} " if "task" in record else ""
+        self.say(f"Epoch {record['epoch']:g}, {task}{record['split']}: {shown}.")
+        if not task and record["split"] == "valid" and found[metric] is not None:
             self._metric = f"{metric} {found[metric]:.4f}"
 
     def end(self) -> None:

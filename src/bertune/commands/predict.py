@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from bertune.bundle import joint_tasks
 from bertune.commands.incoming import spooled, tables_of_files, tables_of_lines
 from bertune.commands.opening import DEFAULTS, MACHINE, open_predictor, trained_rule, trained_task
 from bertune.commands.options import READING, Configured, configured, flags_of, switch, with_flags
 from bertune.commands.output import check_target, print_json
 from bertune.commands.sheet import ABSTAIN, FORMS, SET, Sheet, check_columns, format_of, promised_columns
+from bertune.config import Config
 from bertune.errors import ConfigError, listed, nearest
 from bertune.progress import Display, is_terminal, start_display
 from bertune.sections import split_list
@@ -44,9 +46,12 @@ class Predict(Configured):
         "echo 'some text' | bertune predict runs/papers -",
         "printf 'A man sleeps.\\tHe is awake.\\n' | bertune predict runs/nli - --json",
         "bertune predict runs/papers - --format jsonl --out scored.jsonl < new.jsonl",
+        "bertune predict runs/joint new.csv --task reviews --out scored.csv",
     )
 
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Result of bertune train.", show_default=False)]
+    folder: Annotated[
+        str, typer.Argument(metavar="DIR", help="Result of bertune train or multitask.", show_default=False)
+    ]
     files: Annotated[
         list[str],
         typer.Argument(
@@ -72,11 +77,21 @@ class Predict(Configured):
             help="How frequent labels are among these rows, where not as in training; or estimate it from them.",
         ),
     ] = None
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of a result of bertune multitask: one of its tasks; by default all."),
+    ] = None
     raw: Annotated[bool, switch("--raw", "`logit:<label>` columns in place of the probabilities.")] = False
 
     def run(self) -> None:
         display = start_display(quiet=self.quiet)
         config = configured(self, DEFAULTS, keys=KEYS, say=display.say)
+        tasks = joint_tasks(self.folder)
+        if self.task is not None:
+            self.folder = folder_of_task(self.folder, self.task, tasks)
+        elif tasks:
+            self.predict_all(tasks, config, display)
+            return
         piped = self.files == ["-"]
         as_lines = piped and config.data.format in ("auto", "text") and config.data.layout == "auto"
         form = self.form(as_lines)
@@ -115,6 +130,35 @@ class Predict(Configured):
             if self.as_json:
                 print_json({"out": str(target), "rows": rows, "labels": list(task.labels)})
 
+    def predict_all(self, tasks: tuple[str, ...], config: Config, display: Display) -> None:
+        """All tasks of a joint training over the same rows."""
+        from bertune.commands.predict_all import predict_all
+
+        piped = self.files == ["-"]
+        for name, given in (("--threshold", self.threshold), ("--label-mix", self.label_mix)):
+            if given is not None:
+                raise ConfigError(f"{name}: is for one task; pass --task, one of {listed(tasks, 20)}.")
+        if piped and config.data.format in ("auto", "text") and config.data.layout == "auto":
+            raise ConfigError(
+                f"-: one text a line is read for one task; pass --task, one of {listed(tasks, 20)}, or --format csv or "
+                "jsonl for a table."
+            )
+        form = self.form(False)
+        if form == "lines":
+            raise ConfigError("--output-format lines: is for one task; pass --task, or csv, tsv or jsonl.")
+        target = None if self.out is None else check_target(self.out, overwrite=self.overwrite, inputs=self.files)
+        with ExitStack() as stack:
+            files = [stack.enter_context(spooled())] if piped else self.files
+            rows = predict_all(
+                self.folder, tasks, files, config, form, raw=self.raw, display=display,
+                open_output=lambda: stack.enter_context(output(target)),
+                show=target is not None or not is_terminal(sys.stdout),
+            )  # fmt: skip
+        if target is not None:
+            display.say(f"{rows:,} rows are in {target}.")
+            if self.as_json:
+                print_json({"out": str(target), "rows": rows, "tasks": list(tasks)})
+
     def promised(self) -> list[str]:
         """The columns of what the model promises; --threshold gives other answers than those it promised about, and
         --label-mix is for other rows."""
@@ -143,6 +187,16 @@ class Predict(Configured):
         if self.as_json and self.out is None and self.output_format != "jsonl":
             raise ConfigError(f"--json writes JSON lines on stdout; leave out --output-format {self.output_format}.")
         return self.output_format
+
+
+def folder_of_task(folder: str, task: str, tasks: tuple[str, ...]) -> str:
+    """The result of one task of a joint training."""
+    if not tasks:
+        raise ConfigError(f"--task {task}: {folder} is not the result of bertune multitask; leave it out.")
+    if task not in tasks:
+        near = nearest(task, tasks) or "."
+        raise ConfigError(f"--task {task}: not a task of this model{near} Tasks: {listed(tasks, 20)}.")
+    return str(Path(folder) / "tasks" / task)
 
 
 def read_mix(text: str) -> dict[str, float]:

@@ -74,7 +74,7 @@ def separator(task: Task) -> str:
     raise ConfigError("The labels hold every separator that a cell could have; pass --output-format jsonl.")
 
 
-class _LineFeeds:
+class LineFeeds:
     """Takes rows that end with \\r\\n and writes them with \\n: older csv modules quote the characters of their own
     line end alone, and a bare \\r in a cell would come back as a line break."""
 
@@ -101,7 +101,7 @@ class Sheet:
         self.texts = [place for place, name in enumerate(columns) if name in (*task.text, *task.text_pair)]
         self.is_table = form in ("csv", "tsv")
         self.joint = separator(task) if self.is_table and (task.kind == "multi" or SET in self.extra) else ""
-        self.table = csv.writer(_LineFeeds(stream), delimiter="\t" if form == "tsv" else ",", lineterminator="\r\n")
+        self.table = csv.writer(LineFeeds(stream), delimiter="\t" if form == "tsv" else ",", lineterminator="\r\n")
         if self.is_table:
             self.table.writerow(self.names)
 

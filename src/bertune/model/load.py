@@ -32,6 +32,7 @@ from bertune.model.hubconfig import (
 )  # fmt: skip
 from bertune.model.lowrank import read_adapter
 from bertune.model.names import D2L_POSITIONS, LEGACY, TABLES, Misfits, hub_names, plain_name, skip_reason
+from bertune.model.shared import read_shared
 from bertune.model.weights import SAFETENSORS, read_weights
 
 __all__ = [
@@ -103,7 +104,8 @@ def load_model(
     model = _build(config, head, seed)
     adapter = read_adapter(folder)
     if adapter is None:
-        return model, _fill(model, read_weights(folder), kept=kept, place=folder)
+        tensors = read_shared(folder)
+        return model, _fill(model, read_weights(folder) if tensors is None else tensors, kept=kept, place=folder)
     report = _fill(model, read_weights(adapter.folder), kept=False, place=adapter.folder)
     pretrained = TABLES[config.arch].pretrained if saved is not None and saved.kind == head.kind == "own" else ()
     known = [name for name, _ in model.head.named_children() if kept or name in pretrained]
@@ -277,6 +279,17 @@ def hub_config(
         },
     }
     return result | _rates(config, head, source)
+
+
+def encoder_config(model: ClassifierModel, source: dict[str, Any]) -> dict[str, Any]:
+    """config.json of the encoder alone; `source` is that of the model it started from."""
+    kind = model_type(source) or "bert"
+    dropped = (*OUTDATED, HEAD_KEY, "id2label", "label2id", "problem_type")
+    result = {key: value for key, value in source.items() if key not in dropped}
+    name = f"{CLASS_NAMES[kind]}Model" if kind in CLASS_NAMES else "BertuneModel"
+    return result | {"architectures": [name], "model_type": kind, "dtype": "float32"} | encoder_rates(
+        model.encoder.config
+    )
 
 
 def _rates(config: EncoderConfig, head: HeadConfig, source: dict[str, Any]) -> dict[str, Any]:

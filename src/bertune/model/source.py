@@ -158,10 +158,11 @@ def _unpack(archive: Archive, out: Path, *, overwrite: bool) -> list[str]:
 
 
 def _merge_result(source: Path, out: Path, *, overwrite: bool) -> None:
-    """A result that was trained with LoRA, as one that stands alone; others stand alone already."""
+    """A result that was trained with LoRA, or is one task of several, as one that stands alone; others do already."""
     from bertune.model.lowrank import is_adapter, merge_folder
+    from bertune.model.shared import is_shared
 
-    if not is_adapter(source):
+    if not is_adapter(source) and not is_shared(source):
         raise ModelError(
             f"{source} is a result of bertune, already in safetensors; converting would lose its task and labels. "
             "Copy the folder instead."

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
     from bertune.config import Config
+    from bertune.multitaskconfig import MultiConfig
     from bertune.training.checkup import Checkup
 
 log = logging.getLogger("bertune")
@@ -53,6 +54,14 @@ def write_report(
 def write_findings(found: Checkup, target: Path, names: Sequence[str]) -> None:
     """Write the page of `bertune check` over the files `names`."""
     write_atomic(target, findings_page(found, name=listed([file_name(name) for name in names], 3)))
+
+
+def keep_pages(
+    out: Path, config: MultiConfig, *, sources: Mapping[str, Any], say: Callable[[str], None]
+) -> None:
+    """The pages of the tasks of a joint training."""
+    for name in config.names:
+        keep_page(out / "tasks" / name, config.task(name), source=sources.get(name), say=say)
 
 
 def keep_page(out: Path, config: Config, *, source: Any, say: Callable[[str], None]) -> None:

@@ -28,6 +28,7 @@ from bertune.model.attention import count_pairs
 from bertune.model.encoder import padding_share
 from bertune.model.load import opens_in_transformers, read_source, save_config, save_model
 from bertune.model.lowrank import Base, save_adapter, weights_digest
+from bertune.model.shared import save_head
 from bertune.presets import PRESETS
 from bertune.pretrainconfig import WITHIN_TASK
 from bertune.ship.predict import Predictor
@@ -132,11 +133,14 @@ def write_model(
         bertune_version=__version__, task=task, activation=task.activation, **reading, encoder=encoder.arch,
         head=HeadSpec(**{name: value for name, value in asdict(head).items() if name in HeadSpec.model_fields}),
         base_model=base_model(config.model.name, config.model.revision, base, folder),
-        opens_in_transformers=fit.lora is None and opens_in_transformers(encoder.arch, head),
+        opens_in_transformers=fit.lora is None and fit.shared is None and opens_in_transformers(encoder.arch, head),
     )
 
     def write_files(staging: Path) -> None:
-        if fit.lora is None:
+        if fit.shared is not None:
+            save_config(staging, model, read_source(folder), labels=task.labels, problem_type=task.problem_type)
+            save_head(staging, model, digest=fit.shared)
+        elif fit.lora is None:
             save_model(staging, model, read_source(folder), labels=task.labels, problem_type=task.problem_type)
         else:
             source = read_source(folder)

@@ -131,6 +131,7 @@ class Fit:
         self._features: dict[str, Features] = {}
         self._best: dict[str, Tensor] | None = None
         self.good_step: int | None = None
+        self.shared: str | None = None  # SHA-256 of the encoder's file, where it is kept beside the result
 
     def _thaw(self, names: set[str]) -> dict[str, int]:
         """How many steps pass before each weight is trained, for gradual unfreezing."""
@@ -192,7 +193,7 @@ class Fit:
                 self._save()
 
     def _record(self, step: Step) -> None:
-        progress, pending = self.progress, self.progress.pending
+        progress = self.progress
         progress.step = step.number
         progress.seconds += step.seconds
         progress.rows += step.rows
@@ -205,15 +206,20 @@ class Fit:
             self.optimizer.finish(step.number)
             self.average.look(self.optimizer.trained(), step.number, last=progress.averaged)
             progress.averaged = step.number
+        every = max(1, self.plan.steps // RECORDS)
+        self._tally(step, recorded=step.number % every == 0 or step.number == self.plan.steps)
+
+    def _tally(self, step: Step, *, recorded: bool) -> None:
+        """Add the step to the mean loss of the next record, and where it is `recorded` write that."""
+        pending = self.progress.pending
         pending["loss"] += step.loss * step.rows
         pending["rows"] += step.rows
-        every = max(1, self.plan.steps // RECORDS)
-        if step.number % every == 0 or step.number == self.plan.steps:
+        if recorded:
             self._note(
                 {"kind": "step", "step": step.number, "epoch": self.epoch(step.number),
                  "loss": pending["loss"] / pending["rows"], "lr": step.lr, "gradient_norm": step.norm}
             )
-            progress.pending = {"loss": 0.0, "rows": 0}
+            self.progress.pending = {"loss": 0.0, "rows": 0}
 
     def _check_loss(self) -> None:
         """Raise RanAway where the loss is far above what it was, and stays there; single steps may be anything."""
@@ -249,7 +255,7 @@ class Fit:
         seconds = time.perf_counter() - begin
         for record in records:
             self._note(record)
-            self.listener.evaluated(record, self.metric)
+            self.listener.evaluated(record, record.get("metric", self.metric))
         lines = "".join(to_json(entry) + "\n" for entry in progress.history)
         write_atomic(self.run_folder / "history.jsonl", lines)
         self._compare(records)
@@ -288,12 +294,18 @@ class Fit:
         return {"kind": "eval", "step": step, "epoch": self.epoch(step), "split": name, "metrics": scalars(metrics)}
 
     def _compare(self, records: list[dict[str, Any]]) -> None:
-        progress = self.progress
         record = next((record for record in records if record["split"] == "valid"), None)
         if record is None:
             return
-        value = metric_value(self.metric, {**record["metrics"], "rows": len(self.prepared.splits["valid"])})
-        if is_better(self.metric, value, None if progress.best is None else progress.best["value"]):
+        self._keep_better(metric_value(self.metric, {**record["metrics"], "rows": len(self.prepared.splits["valid"])}))
+
+    def _is_better(self, value: float, best: float | None) -> bool:
+        return is_better(self.metric, value, best)
+
+    def _keep_better(self, value: float) -> None:
+        """Keep the weights where `value` is the best so far; stop where patience is at its end."""
+        progress = self.progress
+        if self._is_better(value, None if progress.best is None else progress.best["value"]):
             progress.best = {"step": progress.step, "value": value}
             if self.config.train.select_best:
                 # In memory until the next checkpoint: small data improves often, and a file costs more than a step.

@@ -58,7 +58,8 @@ class Course:
 
     running: float32 [rows, labels], logits seen in the current epoch. start: the lowest layer that is trained; layers
     below it see no dropout, whether their output is kept in `features` or computed anew. r_drop: weight of the
-    disagreement between two passes, 0: one pass. freelb: how embeddings are moved, None: not at all.
+    disagreement between two passes, 0: one pass. freelb: how embeddings are moved, None: not at all. weigh: from the
+    loss of a micro-batch and its share of the step's rows to what is minimised, None: the loss.
     """
 
     encoded: Encoded
@@ -74,6 +75,7 @@ class Course:
     start: int = 0
     r_drop: float = 0.0
     freelb: FreeLB | None = None
+    weigh: Callable[[Tensor, float], Tensor] | None = None
     order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=np.int64))  # the epoch, and how it visits the rows
 
     @property
@@ -202,7 +204,8 @@ def _backward(
                 again = _logits(model, course, batch, look_up, noise)
                 loss = (loss + course.loss(again, targets) / rows) / 2
                 loss = loss + course.r_drop * disagreement(course.loss.kind, logits, again) / rows
-            loss.backward()
+            weighed = loss if course.weigh is None else course.weigh(loss, len(batch) / rows)
+            weighed.backward()
         optimizer.collect()
         passes.append(_Pass(batch.rows, logits.detach(), loss.detach()))
     return passes

@@ -21,8 +21,8 @@ import bertune as package
 from bertune import cli
 from bertune.bundle import Bundle
 from bertune.commands.options import flags_of
+from bertune.commands.output import shell_word
 from bertune.commands.sheet import Sheet
-from bertune.commands.train import shell_word
 from bertune.data.tasks import Task
 from bertune.paths import cache_entry, cache_settings
 from bertune.presets import PRESETS

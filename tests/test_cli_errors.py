@@ -342,7 +342,7 @@ def test_an_unforeseen_error_is_called_a_bug(
 
 
 def test_without_out_the_folder_is_named_after_the_recipe_or_the_first_file() -> None:
-    from bertune.commands.train import default_out
+    from bertune.commands.options import default_out
 
     assert default_out(None, ["data/my papers.csv.gz", "more.csv"]) == "runs/my-papers"
     assert default_out("recipes/snli-mini.yaml", ["x.csv"]) == "runs/snli-mini"

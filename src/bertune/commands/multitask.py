@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bertune.commands.options import Configured, configured, flags_of, switch, with_flags
-from bertune.commands.output import print_json, print_table
-from bertune.commands.train import default_out, shell_word
+from bertune.commands.options import Resumable, configured, flags_of, switch, with_flags
+from bertune.commands.output import print_json, print_table, shell_word
 from bertune.config import Config
 from bertune.errors import ConfigError
 from bertune.multitaskconfig import OWN_MODEL, REFUSED, SHARED, MultiConfig
@@ -25,7 +24,7 @@ FLAGS = tuple(key for key in KEYS if key.startswith(("model.", "train.")) and ke
 
 
 @with_flags(*(flag for flag in flags_of(FLAGS) if flag.declared["command"] is None))
-class Multitask(Configured):
+class Multitask(Resumable):
     details = (
         "TASKS.yaml has the sections of a configuration file that all tasks share, and under `tasks`, by name, what "
         "each has of its own: data, model (head, pooling, max_length, ...), train (loss, batch_size, ...), decide, "
@@ -43,13 +42,6 @@ class Multitask(Configured):
     file: Annotated[
         str | None, typer.Argument(metavar="TASKS.yaml", show_default=False, help="The tasks, and what they share.")
     ] = None
-    out: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Where the result goes; by default runs/ and the file's name.")
-    ] = None
-    resume: Annotated[
-        bool, switch("--resume", "Go on from the newest checkpoint in --out; TASKS.yaml may then be left out.")
-    ] = False
-    overwrite: Annotated[bool, switch("--overwrite", "Replace the earlier result in --out.")] = False
     sampling: Annotated[
         str | None,
         typer.Option(
@@ -67,9 +59,7 @@ class Multitask(Configured):
 
     def run(self) -> None:
         display = start_display(quiet=self.quiet)
-        out = self.out or default_out(self.file, None)
-        if out is None:
-            raise ConfigError("--out is missing: name the folder of the result, for example --out runs/joint.")
+        out = self.folder(self.file, None, example="runs/joint")
         record = Path(out) / "run" / "config.yaml"
         resumes = self.resume and record.is_file() and self.file is None
         if self.file is None and not resumes:

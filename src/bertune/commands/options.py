@@ -7,8 +7,10 @@ configuration checks them, so the command line, YAML and Python accept the same 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -116,6 +118,34 @@ class Configured(Command):
         list[str] | None,
         typer.Option("--set", metavar="A.B=C", help="Any option of the file, over it; may be repeated."),
     ] = None
+
+
+@dataclass(kw_only=True)
+class Resumable(Configured):
+    """A command that leaves a trained model in a folder, and can be stopped."""
+
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Where the result goes; by default runs/ and a name from recipe or file.")
+    ] = None
+    resume: Annotated[
+        bool, switch("--resume", "Go on from the newest checkpoint in --out; the files may then be left out.")
+    ] = False
+    overwrite: Annotated[bool, switch("--overwrite", "Replace the earlier result in --out.")] = False
+
+    def folder(self, recipe: str | None, files: list[str] | None, *, example: str) -> str:
+        """--out, or else a name from recipe or file; ConfigError where there is none."""
+        out = self.out or default_out(recipe, files)
+        if out is None:
+            raise ConfigError(f"--out is missing: name the folder of the run, for example --out {example}.")
+        return out
+
+
+def default_out(recipe: str | None, files: list[str] | None) -> str | None:
+    """`runs/NAME` after the recipe, or else the first file; None where neither is given."""
+    source = recipe or (files[0] if files else None)
+    name = re.sub(r"[^\w-]+", "-", Path(source).name.split(".")[0]).strip("-") if source else ""
+    return f"runs/{name}" if name else None
 
 
 def with_flags(*flags: Flag, base: Config | None = None) -> Callable[[type[T]], type[T]]:

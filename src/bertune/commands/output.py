@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -52,3 +53,11 @@ def _local_files(inputs: Iterable[str]) -> Iterator[str]:
     for name in inputs:
         if name != "-" and not name.startswith("hf://"):
             yield from (source.path for source in find_sources(name))
+
+
+def shell_word(path: Path) -> str:
+    """A path as it can be typed."""
+    text = str(path)
+    if os.name == "nt":
+        return f'"{text}"' if " " in text else text
+    return shlex.quote(text)

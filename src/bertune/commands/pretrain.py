@@ -7,16 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from bertune.commands.options import Configured, configured, flags_of, switch, with_flags
-from bertune.commands.output import print_json, print_table
-from bertune.commands.train import default_out, shell_word
+from bertune.commands.options import Resumable, configured, flags_of, switch, with_flags
+from bertune.commands.output import print_json, print_table, shell_word
 from bertune.config import PRETRAINING_KEYS, Config
-from bertune.errors import ConfigError
 from bertune.progress import start_display
 
 
 @with_flags(*flags_of(PRETRAINING_KEYS))
-class Pretrain(Configured):
+class Pretrain(Resumable):
     details = (
         "TEXT is read a row at a time, tokenised once, and kept in the cache. The result is a model folder: --model of "
         "bertune train takes it, and transformers opens it with its masked-language head."
@@ -37,21 +35,11 @@ class Pretrain(Configured):
             "patterns such as 'parts/*.txt'; hf:// addresses.",
         ),
     ] = None  # fmt: skip
-    out: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Where the result goes; by default runs/ and a name from recipe or file.")
-    ] = None
-    resume: Annotated[
-        bool, switch("--resume", "Go on from the newest checkpoint in --out; TEXT may then be left out.")
-    ] = False
-    overwrite: Annotated[bool, switch("--overwrite", "Replace the earlier result in --out.")] = False
     whole_word: Annotated[bool, switch("--whole-word", "Mask whole words, not single pieces of them.")] = False
 
     def run(self) -> None:
         display = start_display(quiet=self.quiet)
-        out = self.out or default_out(self.config, self.files)
-        if out is None:
-            raise ConfigError("--out is missing: name the folder of the result, for example --out models/papers.")
+        out = self.folder(self.config, self.files, example="models/papers")
         record = Path(out) / "run" / "config.yaml"
         resumes = self.resume and record.is_file()
         base = Config.load(record) if resumes and not self.files else Config()

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bertune.commands.options import Configured, configured, flags_of, switch, with_flags
-from bertune.commands.output import print_json, print_table
+from bertune.commands.options import Resumable, configured, flags_of, switch, with_flags
+from bertune.commands.output import print_json, print_table, shell_word
 from bertune.config import Config
 from bertune.errors import ConfigError, listed, printable
 from bertune.progress import Display, start_display
 
 
 @with_flags(*flags_of())
-class Train(Configured):
+class Train(Resumable):
     details = "Columns, labels, splits and settings that are not given are found or chosen, and said."
     examples = (
         "bertune train papers.csv --text TITLE --text ABSTRACT --out runs/papers",
@@ -36,14 +33,6 @@ class Train(Configured):
             "SNLI's zip or folder; hf:// addresses.",
         ),
     ] = None  # fmt: skip
-    out: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Where the result goes; by default runs/ and a name from recipe or file.")
-    ] = None
-    resume: Annotated[
-        bool, switch("--resume", "Go on from the newest checkpoint in --out; DATA may then be left out.")
-    ] = False
-    overwrite: Annotated[bool, switch("--overwrite", "Replace the earlier result in --out.")] = False
     strict: Annotated[bool, switch("--strict", "Stop where the check of the data warns.")] = False
 
     folds: Annotated[
@@ -63,9 +52,7 @@ class Train(Configured):
 
     def run(self) -> None:
         display = start_display(quiet=self.quiet)
-        out = self.out or default_out(self.config, self.files)
-        if out is None:
-            raise ConfigError("--out is missing: name the folder of the run, for example --out runs/papers.")
+        out = self.folder(self.config, self.files, example="runs/papers")
         record = Path(out) / "run" / "config.yaml"
         resumes = self.resume and record.is_file()
         base = Config.load(record) if resumes and not self.files else Config()
@@ -164,13 +151,6 @@ def print_seeds(metrics: dict[str, Any]) -> None:
                   f"{gain_in_words(joint)}.")  # fmt: skip
 
 
-def default_out(recipe: str | None, files: list[str] | None) -> str | None:
-    """`runs/NAME` after the recipe, or else the first file; None where neither is given."""
-    source = recipe or (files[0] if files else None)
-    name = re.sub(r"[^\w-]+", "-", Path(source).name.split(".")[0]).strip("-") if source else ""
-    return f"runs/{name}" if name else None
-
-
 def print_results(metrics: dict[str, Any], kind: str) -> None:
     """The table of what was measured, and what it comes to."""
     from bertune.evaluate.tables import result_columns, result_table, verdict
@@ -181,11 +161,3 @@ def print_results(metrics: dict[str, Any], kind: str) -> None:
     said = verdict(metrics)
     if said:
         print("", *map(printable, said), sep="\n")
-
-
-def shell_word(path: Path) -> str:
-    """A path as it can be typed."""
-    text = str(path)
-    if os.name == "nt":
-        return f'"{text}"' if " " in text else text
-    return shlex.quote(text)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from bertune.config import TrainConfig
 from bertune.errors import ConfigError
@@ -84,11 +85,20 @@ def test_every_rule_has_its_case() -> None:
 
 
 def test_the_ends_of_what_is_allowed_are_allowed(tmp_path: Path, tiny_bert: Path) -> None:
-    settings: dict[str, Any] = {"train__max_steps": 2}
-    train(tmp_path / "a", tiny_bert, model__reinit_layers=1, model__freeze="1", **settings)
-    train(tmp_path / "b", tiny_bert, train__layer_decay=0.9, train__mixout=0.1, model__freeze="1", **settings)
-    train(tmp_path / "c", tiny_bert, train__adversarial="freelb", model__freeze="embeddings", **settings)
-    train(tmp_path / "d", tiny_bert, model__lora=2, train__layer_decay=0.9, train__r_drop=1.0, **settings)
+    allowed: dict[str, dict[str, Any]] = {
+        "a": {"model__reinit_layers": 1, "model__freeze": "1"},
+        "b": {"train__layer_decay": 0.9, "train__mixout": 0.1, "model__freeze": "1"},
+        "c": {"train__adversarial": "freelb", "model__freeze": "embeddings"},
+        "d": {"model__lora": 2, "train__layer_decay": 0.9, "train__r_drop": 1.0},
+    }
+    for name, settings in allowed.items():
+        result = train(tmp_path / name, tiny_bert, train__max_steps=2, **settings)
+        used = yaml.safe_load((result.out / "run/config.yaml").read_text(encoding="utf-8"))
+
+        for key, value in settings.items():
+            section, _, option = key.partition("__")
+            assert used[section][option] == value
+        assert result.metrics["train"]["steps"] == 2
 
 
 def test_many_techniques_go_together(tmp_path: Path, tiny_bert: Path) -> None:

@@ -18,6 +18,7 @@ from bertune.errors import ConfigError
 from bertune.training.features import Features, first_trained_layer
 from bertune.training.optim import freeze
 from bertune.training.run import Result
+from technique_runs import Stop, Stopper
 from tiny_models import batch_of, loaded, random_rows, types_of
 from tiny_runs import QUICK, VOCABULARY, Told, make_tiny_bert, topic_rows
 
@@ -138,18 +139,10 @@ class TestWithoutRoom:
     def test_a_resumed_run_does_as_it_did_before_whatever_room_there_is_now(
         self, tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        class Stop(Exception):
-            pass
-
-        class Stopper(Told):
-            def step(self, step: Any) -> None:
-                if step.number == 5:
-                    raise Stop
-
         settings = {"model__freeze": "1", "train__checkpoint_steps": 2}
         whole = train(tmp_path / "whole", tiny_bert, **settings)
         with pytest.raises(Stop):
-            train(tmp_path / "out", tiny_bert, **settings, listener=Stopper())
+            train(tmp_path / "out", tiny_bert, **settings, listener=Stopper(5))
         monkeypatch.setattr("bertune.training.fit.free_disk", lambda folder: 0)
         resumed = train(tmp_path / "out", tiny_bert, **settings, resume=True)
 

@@ -16,6 +16,7 @@ from bertune.errors import ConfigError
 from bertune.model.heads import Attend, Mix, chosen_layers
 from bertune.model.load import read_config
 from bertune.training.optim import freeze
+from technique_runs import Stop, Stopper
 from tiny_models import batch_of, loaded, padded, random_rows, tiny
 from tiny_runs import QUICK, VOCABULARY, Told, make_tiny_bert, topic_rows
 
@@ -189,19 +190,11 @@ class TestRuns:
     def test_several_layers_of_a_frozen_encoder_resume_to_the_last_bit(
         self, four: Path, tmp_path: Path, freeze: str, combine: str
     ) -> None:
-        class Stop(Exception):
-            pass
-
-        class Stopper(Told):
-            def step(self, step: Any) -> None:
-                if step.number == 5:
-                    raise Stop
-
         settings = {"model__layers": "all", "model__combine": combine, "model__freeze": freeze,
                     "train__checkpoint_steps": 2}  # fmt: skip
         whole = train(tmp_path / "whole", four, **settings)
         with pytest.raises(Stop):
-            train(tmp_path / "out", four, told=Stopper(), **settings)
+            train(tmp_path / "out", four, told=Stopper(5), **settings)
         resumed = train(tmp_path / "out", four, **settings, resume=True)
 
         assert (resumed.out / "model.safetensors").read_bytes() == (whole.out / "model.safetensors").read_bytes()

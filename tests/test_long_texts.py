@@ -24,6 +24,7 @@ from bertune.data.tokens import Tokenizer, encode_cached
 from bertune.errors import ConfigError
 from bertune.longtext import LongText
 from bertune.model.noise import Noise
+from technique_runs import Stop, Stopper
 from tiny_models import loaded
 from tiny_runs import QUICK, TOPICS, Told, pair_rows, sentence, topic_rows
 
@@ -283,20 +284,12 @@ class TestRuns:
         assert np.allclose(model.logits([f"{behind * 2}cat"]), model.logits([behind * 2]), atol=1e-6)
 
     def test_chunks_train_resume_and_predict_to_the_last_bit(self, tiny_bert: Path, tmp_path: Path) -> None:
-        class Stop(Exception):
-            pass
-
-        class Stopper(Told):
-            def step(self, step: Any) -> None:
-                if step.number == 5:
-                    raise Stop
-
         options = {"model.long_text": "hierarchical", "model.join": "attention", "train.checkpoint_steps": 2,
                    "train.token_budget": 60}  # fmt: skip
         rows = long_rows(60)
         whole = train(tmp_path / "whole", tiny_bert, rows, settings=options)
         with pytest.raises(Stop):
-            train(tmp_path / "out", tiny_bert, rows, told=Stopper(), settings=options)
+            train(tmp_path / "out", tiny_bert, rows, told=Stopper(5), settings=options)
         resumed = train(tmp_path / "out", tiny_bert, rows, settings=options, resume=True)
 
         assert (resumed.out / "model.safetensors").read_bytes() == (whole.out / "model.safetensors").read_bytes()
@@ -365,15 +358,7 @@ class TestAuto:
         assert any("Trying 4 ways for one epoch of 320 rows each, as much as 4.0 epochs" in text for text in told.said)
 
     def test_a_resumed_run_keeps_what_was_chosen(self, tiny_bert: Path, tmp_path: Path) -> None:
-        class Stop(Exception):
-            pass
-
-        class Stopper(Told):
-            def step(self, step: Any) -> None:
-                if len(told.said) and step.number == 60:
-                    raise Stop
-
-        told = Stopper()
+        told = Stopper(60)  # the tries end with step 40
         rows, options = long_rows(400), {"model.long_text": "auto", "train.lr": 1e-2, "train.checkpoint_steps": 10}
         with pytest.raises(Stop):
             train(tmp_path / "out", tiny_bert, rows, told=told, settings=options)

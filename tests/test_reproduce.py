@@ -20,6 +20,7 @@ from bertune.reproduce.spec import Encoder, Spec, cells, known_specs, read_spec
 from bertune.reproduce.tables import markdown, results, verdict
 from shell import bertune as shell
 from shell import call
+from technique_runs import Stop, Stopper
 from tiny_runs import QUICK, Told, multi_rows, topic_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
@@ -115,19 +116,11 @@ class TestTrainings:
         assert record["test"]["rows"] > 0 and str(tmp_path / "data") not in json.dumps(record)
 
     def test_one_that_was_stopped_goes_on(self, spec: Spec, tmp_path: Path) -> None:
-        class Stop(Exception):
-            pass
-
-        class Stopper(Told):
-            def step(self, step: Any) -> None:
-                if step.number == 4:
-                    raise Stop
-
         spec.settings["train.checkpoint_steps"] = 2
         wanted = list(cells(spec, ["ways"], seeds=1, base=Config()))
         options: dict[str, Any] = {"out": tmp_path / "out", "data": tmp_path / "data", "hours": None}
         with pytest.raises(Stop):
-            make_cells(spec, wanted, listener=Stopper(), **options)
+            make_cells(spec, wanted, listener=Stopper(4), **options)
         told = Told()
         assert make_cells(spec, wanted, listener=told, **options)
         assert "Resumed after step 2 of 5." in told.said

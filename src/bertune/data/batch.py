@@ -50,6 +50,8 @@ class Batch:
     @property
     def within_row(self) -> np.ndarray:
         """The number of each token among those of its row, int64 [tokens of the rows]."""
+        if self.parts is None:
+            return self.positions[: self.cu[len(self.rows)]]
         starts = self.row_starts
         return np.arange(starts[-1]) - np.repeat(starts[:-1], np.diff(starts))
 

@@ -127,8 +127,8 @@ def _run(
     for part, count in zip(parts, counts, strict=True):
         if not count:
             raise ConfigError(
-                f"task {part.name}: gets none of {plan.steps} steps, so few rows does it have beside the others. Pass "
-                "--sampling sqrt or temperature, or more epochs."
+                f"task {part.name}: gets none of {plan.steps} steps, so few rows does it have beside the others. Train "
+                "longer, or pass --sampling temperature with a high --temperature, which evens their turns."
             )
     say(plan.sentence())
     told = [f"{part.name} {count:,} ({share:.0%})" for part, count, share in zip(parts, counts, chances, strict=True)]

@@ -122,28 +122,22 @@ def _run(
     tokenize(prepared, tokenizer, **reading, say=say)
     looked = resume and (out / "run" / "check.json").is_file()
     checkup = Checkup() if looked else look_over(config, prepared, folder, tokenizer, listener)
-    start, prepare = folder, {"resume": resume, "overwrite": overwrite}
-    if stage is not None:
-        if ready is not None:
-            ready()
-            ready = None
-        prepare_output(out, **prepare)
-        keep_record(config, out, prepared, resume=resume)
-        prepare = {"resume": True}
-        start = pretrain_stage(stage, out / "run" / PRETRAIN, listener).out
-    model, new_head = load(config, start, prepared.task, say)
+    model, new_head = load(config, folder, prepared.task, say)
     check_dropout(config, model)
-    plan = settle(config.train, rows=len(prepared.train), encoder=encoder, new_head=new_head)
-    say(plan.sentence())
 
     if ready is not None:
         ready()
-    prepare_output(out, **prepare)
+    prepare_output(out, resume=resume, overwrite=overwrite)
     with disk_full(f"a file in {out}", kept="What was written before it is whole."), resumable():
+        keep_record(config, out, prepared, resume=resume)
+        if stage is not None:
+            start = pretrain_stage(stage, out / "run" / PRETRAIN, listener).out
+            model, new_head = load(config, start, prepared.task, say)
+        plan = settle(config.train, rows=len(prepared.train), encoder=encoder, new_head=new_head)
+        say(plan.sentence())
         machine = settle_machine(config, out, plan, resume=resume)
         machine.use()
         say(machine.sentence())
-        keep_record(config, out, prepared, resume=resume)
         if tried:
             write_json(out / "run" / LONG_TEXT, tried)
         checkup.write(out / "run")

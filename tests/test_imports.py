@@ -27,7 +27,7 @@ LAYERS = (
     ("hub",),
     ("multitaskconfig",),
     ("config",),
-    ("dataconfig", "pretrainconfig"),
+    ("dataconfig", "modelconfig", "pretrainconfig", "trainconfig"),
     ("files", "paths", "longtext", "presets", "sections", "settings"),
     ("errors",),
 )

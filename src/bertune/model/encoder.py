@@ -241,19 +241,22 @@ class Layer(nn.Module):
         if config.pre_norm:
             return self._pre_norm(hidden, inputs, rope, noise)
         if self.compiled:
-            return self._fused(hidden, inputs, noise, None)
+            return self._fused(hidden, inputs, noise)
         context = attention(
             self.qkv(hidden), inputs.plan, heads=config.heads, dropout=config.attention_dropout, noise=noise
         )
         return self._after_attention(context, hidden, noise)
 
-    def _fused(self, hidden: Tensor, inputs: Inputs, noise: Noise | None, first: Tensor | None) -> Tensor:
+    def _fused(
+        self, hidden: Tensor, inputs: Inputs, noise: Noise | None, *, first: Tensor | None = None,
+        only: Tensor | None = None,
+    ) -> Tensor:
         config = self.config
         table = activation_table(config.activation)
         shape = fused.Shape(config.heads, table, config.norm_eps, config.attention_dropout, config.dropout)
         parts = (self.qkv, self.out, self.up, self.down, self.norm1, self.norm2)
         weights = [cast(Tensor, value) for part in parts if part is not None for value in (part.weight, part.bias)]
-        return fused.layer(hidden, weights, inputs.plan, shape, noise, first=first)
+        return fused.layer(hidden, weights, inputs.plan, shape, noise, first=first, only=only)
 
     def of_first(self, hidden: Tensor, inputs: Inputs, noise: Noise | None) -> Tensor:
         """[tokens, hidden] -> [rows, hidden], the output for the first token of each row alone (post-norm layers).
@@ -261,7 +264,7 @@ class Layer(nn.Module):
         The others are asked for key and value only, which is a sixth of the layer's products.
         """
         if self.compiled:
-            return self._fused(hidden, inputs, noise, inputs.first)
+            return self._fused(hidden, inputs, noise, first=inputs.first)
         config, width = self.config, self.config.hidden
         first = hidden.index_select(0, inputs.first)
         weight, bias = self.qkv.weight, self.qkv.bias
@@ -271,6 +274,21 @@ class Layer(nn.Module):
             query, key_value, inputs.plan, heads=config.heads, dropout=config.attention_dropout, noise=noise
         )
         return self._after_attention(context, first, noise)
+
+    def of_some(self, hidden: Tensor, inputs: Inputs, noise: Noise | None, only: Tensor) -> Tensor:
+        """[tokens, hidden] -> [n, hidden], the output for the tokens `only`, int64 [n], alone (post-norm layers).
+
+        What follows attention, three quarters of the layer's products, is computed for them alone.
+        """
+        if noise is not None:
+            noise.ask(only)
+        if self.compiled:
+            return self._fused(hidden, inputs, noise, only=only)
+        config = self.config
+        context = attention(
+            self.qkv(hidden), inputs.plan, heads=config.heads, dropout=config.attention_dropout, noise=noise
+        )
+        return self._after_attention(context.index_select(0, only), hidden.index_select(0, only), noise)
 
     def _after_attention(self, context: Tensor, hidden: Tensor, noise: Noise | None) -> Tensor:
         config = self.config
@@ -341,12 +359,12 @@ class Encoder(nn.Module):
 
     def forward(
         self, inputs: Inputs, *, noise: Noise | None = None, words: Tensor | None = None, hidden: Tensor | None = None,
-        start: int = 0, stop: int | None = None, first_only: bool = False, quiet: int = 0,
+        start: int = 0, stop: int | None = None, first_only: bool = False, only: Tensor | None = None, quiet: int = 0,
     ) -> Tensor:
         """Hidden states [tokens, hidden] after layer `stop` (exclusive; None: the last, with the final norm).
 
         first_only: just those of the first token of each sequence, [sequences, hidden]; post-norm encoders then save
-        five sixths of the last layer.
+        five sixths of the last layer. only: just those of these tokens, int64 [n], [n, hidden]; see `Layer.of_some`.
 
         noise: source of dropout; None means none. quiet: dropout begins at this layer (below it, layers are frozen).
         hidden: states to start from at layer `start`, instead of ids (what frozen lower layers once computed).
@@ -356,15 +374,17 @@ class Encoder(nn.Module):
         hidden = hidden.to(self.compute_dtype)
         ropes = self._ropes(inputs)
         layers = cast(list[Layer], list(self.layers))[start:stop]
-        short = first_only and not self.config.pre_norm and bool(layers)
+        short = (first_only or only is not None) and not self.config.pre_norm and bool(layers)
         for number, layer in enumerate(layers[: len(layers) - short], start):
             hidden = layer(hidden, inputs, ropes.get(layer.window), None if number < quiet else noise)
         if short:
             noise = None if start + len(layers) - 1 < quiet else noise
-            return layers[-1].of_first(hidden, inputs, noise)
+            last = layers[-1]
+            return last.of_first(hidden, inputs, noise) if only is None else last.of_some(hidden, inputs, noise, only)
         if self.final_norm is not None and stop is None:
             hidden = self.final_norm(hidden)
-        return hidden.index_select(0, inputs.first) if first_only else hidden
+        wanted = inputs.first if first_only else only
+        return hidden if wanted is None else hidden.index_select(0, wanted)
 
     def after(
         self, layers: tuple[int, ...], inputs: Inputs, *, noise: Noise | None = None, words: Tensor | None = None,

@@ -45,16 +45,19 @@ def takes(config: EncoderConfig) -> bool:
 
 
 def layer(
-    hidden: Tensor, weights: list[Tensor], plan: Plan, shape: Shape, noise: Noise | None, *, first: Tensor | None = None
+    hidden: Tensor, weights: list[Tensor], plan: Plan, shape: Shape, noise: Noise | None, *,
+    first: Tensor | None = None, only: Tensor | None = None,
 ) -> Tensor:
-    """[tokens, hidden] -> [tokens, hidden], bf16; with `first`, int64 [rows], just those tokens: [rows, hidden].
+    """[tokens, hidden] -> [tokens, hidden], bf16; with `first` or `only`, int64 [n], just those tokens: [n, hidden].
 
     weights: weight and bias of the products qkv, out, up and down (bf16), of the norms after attention and feed-forward
-    (fp32), in this order. first: the first token of each row.
+    (fp32), in this order. first: the first token of each row; only: any tokens, see `Noise.ask`.
     """
-    lines = len(hidden) if first is None else len(first)
-    drops = [_drop(noise, rate, lines) for rate in (shape.attention_dropout, shape.dropout, shape.dropout)]
-    result: Tensor = _Layer.apply(hidden, *weights, first, plan, shape, drops)
+    some = first if only is None else only
+    asking, lines = (len(hidden) if chosen is None else len(chosen) for chosen in (first, some))
+    rates = (shape.attention_dropout, asking), (shape.dropout, lines), (shape.dropout, lines)
+    drops = [_drop(noise, rate, count) for rate, count in rates]
+    result: Tensor = _Layer.apply(hidden, *weights, first, only, plan, shape, drops)
     return result
 
 
@@ -67,7 +70,7 @@ def _drop(noise: Noise | None, rate: float, lines: int) -> Drop | None:
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, *given: Any) -> Tensor:
-        *weights, first, plan, shape, drops = given
+        *weights, first, only, plan, shape, drops = given
         w_qkv, b_qkv, w_out, b_out, w_up, b_up, w_down, b_down, w_norm1, b_norm1, w_norm2, b_norm2 = weights
         if first is None:
             asking = hidden
@@ -76,6 +79,8 @@ class _Layer(torch.autograd.Function):
                 qkv, plan.offset, longest=plan.longest, heads=shape.heads, drop=drops[0]
             )
             kept = [qkv, stats]
+            if only is not None:
+                asking, context = (whole.index_select(0, only) for whole in (hidden, context))
         else:
             width = hidden.shape[1]
             asking = hidden.index_select(0, first)
@@ -90,7 +95,7 @@ class _Layer(torch.autograd.Function):
         total2 = torch.addmm(b_down, inner, w_down.t())
         out, stats2 = kernels.norm(total2, middle, w_norm2, b_norm2, eps=shape.eps, drop=drops[2])
         ctx.save_for_backward(
-            hidden, asking, first, context, total1, stats1, middle, slope, inner, total2, stats2,
+            hidden, asking, first, only, context, total1, stats1, middle, slope, inner, total2, stats2,
             w_qkv, w_out, w_up, w_down, w_norm1, w_norm2, *kept,
         )
         ctx.plan, ctx.shape, ctx.drops = plan, shape, drops
@@ -99,7 +104,7 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (hidden, asking, first, context, total1, stats1, middle, slope, inner, total2, stats2,
+        (hidden, asking, first, only, context, total1, stats1, middle, slope, inner, total2, stats2,
          w_qkv, w_out, w_up, w_down, w_norm1, w_norm2, *kept) = ctx.saved_tensors  # fmt: skip
         drops, shape, wanted = ctx.drops, ctx.shape, ctx.needs_input_grad[0]
         grad = grads[0].contiguous()
@@ -116,13 +121,17 @@ class _Layer(torch.autograd.Function):
         grad_context = update @ w_out
         if first is None:
             qkv, stats = kept
+            if only is not None:
+                grad_context = torch.zeros_like(hidden).index_copy_(0, only, grad_context)
             grad_qkv = kernels.attend_back(
                 grad_context, qkv, stats, ctx.plan.offset, longest=ctx.plan.longest, heads=shape.heads, drop=drops[0]
             )
             g_b_qkv = kernels.times_and_sum(grad_qkv, None)
             g_qkv = grad_qkv.t() @ hidden
-            if wanted:
+            if wanted and only is None:
                 grad_hidden = torch.addmm(grad_hidden, grad_qkv, w_qkv)
+            elif wanted:
+                grad_hidden = (grad_qkv @ w_qkv).index_add_(0, only, grad_hidden)
         else:
             width = hidden.shape[1]
             query, both, shares = kept
@@ -136,5 +145,5 @@ class _Layer(torch.autograd.Function):
                 grad_hidden = (grad_both @ w_qkv[width:]).index_add_(0, first, grad_first)
         return (
             grad_hidden if wanted else None, g_qkv, g_b_qkv, g_out, sums1[2], g_up, g_b_up, g_down, sums2[2],
-            sums1[0], sums1[1], sums2[0], sums2[1], None, None, None, None,
+            sums1[0], sums1[1], sums2[0], sums2[1], None, None, None, None, None,
         )  # fmt: skip

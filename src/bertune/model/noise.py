@@ -24,7 +24,7 @@ class Noise:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.generator = torch.Generator(device=device)
-        self.tokens = self.first = self.rows = torch.empty(0, 2, dtype=torch.int32)
+        self.tokens = self.first = self.rows = self.asked = torch.empty(0, 2, dtype=torch.int32)
         self._site = 0
 
     def seek(self, seed: int, step: int, batch: Batch, *, second: bool = False) -> None:
@@ -41,6 +41,7 @@ class Noise:
         self.tokens = torch.from_numpy(tokens.view(np.int32).reshape(-1, 2))
         self.first = self.tokens[torch.from_numpy(batch.cu[:-1])]
         self.rows = self.tokens[torch.from_numpy(batch.row_starts[:-1])]
+        self.asked = self.tokens[:0]
         self._site = 0
 
     def site(self) -> int:
@@ -48,9 +49,15 @@ class Noise:
         self._site += 1
         return self._site
 
+    def ask(self, only: Tensor) -> None:
+        """From here on, as many lines as `only`, int64, has are these tokens of the batch."""
+        if self.device.type == "cpu":
+            self.asked = self.tokens[only]
+
     def keys(self, lines: int) -> Tensor:
-        """int32 [lines, 2]: the keys of all tokens of the batch, or of the first token of each sequence or row."""
-        return next(keys for keys in (self.tokens, self.first, self.rows) if len(keys) == lines)
+        """int32 [lines, 2]: the keys of the tokens last asked for, of all tokens of the batch, or of the first token of
+        each sequence or row."""
+        return next(keys for keys in (self.asked, self.tokens, self.first, self.rows) if len(keys) == lines)
 
     def dropout(self, values: Tensor, rate: float) -> Tensor:
         """`values` [tokens, sequences or rows, width] with a share of `rate` set to 0 and the rest scaled up."""

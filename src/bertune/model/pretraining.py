@@ -18,7 +18,7 @@ from bertune.data.sequences import Sample
 from bertune.errors import ConfigError, ModelError
 from bertune.files import atomic_path, write_json
 from bertune.model.classifier import EncoderModel
-from bertune.model.encoder import ACTIVATIONS, Encoder, EncoderConfig, Inputs, Norm, initialize
+from bertune.model.encoder import ACTIVATIONS, Encoder, EncoderConfig, Norm, initialize
 from bertune.model.hubconfig import CONFIG, HEAD_KEY, model_type, parse_config, read_source
 from bertune.model.load import CLASS_NAMES, OUTDATED, LoadReport, encoder_rates, fill, state_by_names, with_dropout
 from bertune.model.machine import to_device
@@ -90,7 +90,7 @@ class PretrainingModel(EncoderModel):
     def loss(self, sample: Sample, noise: Noise | None, *, masked: int, pairs: int) -> Tensor:
         """The sample's share of the loss of a step that has `masked` tokens to guess and `pairs` pairs: the mean
         cross-entropy of both kinds, added up as in BERT."""
-        states, first, _ = self._states(sample, noise)
+        states, first = self._states(sample, noise)
         total = torch.zeros((), device=self.device)
         if states is not None and self.head.masked is not None:
             targets = to_device(sample.targets, self.device)
@@ -105,7 +105,7 @@ class PretrainingModel(EncoderModel):
     @torch.no_grad()
     def measure(self, sample: Sample) -> Measured:
         """What the sample costs, without dropout."""
-        states, first, _ = self._states(sample, None)
+        states, first = self._states(sample, None)
         found: dict[str, Any] = {}
         if states is not None and self.head.masked is not None:
             targets, loss, right = to_device(sample.targets, self.device), 0.0, 0
@@ -129,16 +129,17 @@ class PretrainingModel(EncoderModel):
         scores = torch.mm(self.head.masked(states).to(dtype), self.table.to(dtype).t()).float()
         return scores if self.head.masked.bias is None else scores + self.head.masked.bias
 
-    def _states(self, sample: Sample, noise: Noise | None) -> tuple[Tensor | None, Tensor | None, Inputs]:
+    def _states(self, sample: Sample, noise: Noise | None) -> tuple[Tensor | None, Tensor | None]:
         """States of the tokens to be guessed, and of the first token of each row; None for what is not learned."""
         inputs = self.inputs(sample)
-        alone = self.head.masked is None
-        states = self.encoder(inputs, noise=noise, first_only=alone)
-        first = None
-        if self.head.next is not None:
-            first = (states if alone else states.index_select(0, inputs.first))[: inputs.rows]
-        wanted = None if alone or not len(sample.places) else to_device(sample.places, self.device)
-        return None if wanted is None else states.index_select(0, wanted), first, inputs
+        if self.head.masked is None:
+            return None, self.encoder(inputs, noise=noise, first_only=True)[: inputs.rows]
+        places = to_device(sample.places, self.device)
+        if self.head.next is None:
+            return self.encoder(inputs, noise=noise, only=places) if len(places) else None, None
+        first = inputs.first[: inputs.rows]
+        states = self.encoder(inputs, noise=noise, only=torch.cat((first, places)))  # none in both: [CLS] stays
+        return states[len(first) :] if len(places) else None, states[: len(first)]
 
     def _following(self, first: Tensor) -> Tensor:
         """[rows, 2]: scores of "follows" and "does not", in the order that transformers has."""

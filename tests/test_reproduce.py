@@ -175,6 +175,24 @@ class TestTrainings:
         spec.encoders["topics-within"].settings["pretrain.max_steps"] = 3
         assert cell_key(spec, list(cells(spec, ["ways"], seeds=1, base=Config()))[1]) != before
 
+    def test_encoders_that_are_made_alike_are_made_once(self, spec: Spec, tmp_path: Path) -> None:
+        small = {"pretrain.max_length": 24, "pretrain.max_steps": 1, "model.name": spec.settings["model.name"]}
+        for data in ("topics", "many"):
+            spec.encoders[f"{data}-cross"] = Encoder(files=["many.csv"], settings=small)
+        spec.tables["ways"].rows["mean"].encoder = spec.tables["others"].rows["frozen"].encoder = "{data}-cross"
+        told = Told()
+        make(spec, tmp_path, told=told)
+
+        assert len([said for said in told.said if said.startswith("Pre-training the encoder")]) == 1
+        assert len(list((tmp_path / "out/encoders").iterdir())) == 1
+
+    def test_a_table_may_ask_for_fewer_seeds(self, spec: Spec) -> None:
+        spec.tables["ways"].seeds = 1
+        base = Config().updated({"train": {"seed": 5}})
+        found = [(cell.table, cell.seed) for cell in cells(spec, ["ways", "others"], seeds=2, base=base)]
+
+        assert found == [("ways", 5)] * 2 + [("others", 5)] * 2 + [("others", 6)] * 2
+
     def test_threads_make_no_other_cell_and_precision_does(self, spec: Spec) -> None:
         keys = [
             cell_key(spec, next(cells(spec, ["others"], seeds=1, base=Config().updated({"train": machine}))))

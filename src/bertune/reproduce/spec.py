@@ -58,13 +58,15 @@ class Row(_Part):
 
 
 class Table(_Part):
-    """Rows that are compared with one of them on each set of data. unit: error (in percent), or a metric."""
+    """Rows that are compared with one of them on each set of data. unit: error (in percent), or a metric; seeds: at
+    most so many of those that are asked for, where more would take longer than they teach."""
 
     title: str
     data: list[str]
     reference: str
     rows: dict[str, Row]
     unit: str = "error"
+    seeds: int | None = Field(None, ge=1)
     settings: dict[str, Any] = {}
     note: str = ""
 
@@ -153,9 +155,12 @@ def cells(spec: Spec, tables: list[str], *, seeds: int, base: Config) -> Iterato
     base: what a caller sets for all of them; the settings of a table and a row are laid over it. ConfigError for a
     setting that is none.
     """
-    for seed in range(base.train.seed, base.train.seed + seeds):
+    for turn in range(seeds):
+        seed = base.train.seed + turn
         for name in tables:
             table = spec.tables[name]
+            if turn >= (table.seeds or seeds):
+                continue
             for row, data in table.pairs():
                 one, config, place = table.rows[row], base, f"{spec.name}, table {name}, {row}"
                 for settings in (spec.settings, table.settings, one.settings):

@@ -2,10 +2,10 @@
 
     python benchmarks/doctor.py --data ../shared/data --json benchmarks/results/doctor.json [--only faults|speed]
 
-faults: papers of one subject (equally many of three, plain English, every text once) and the shipped pairs are the
-clean controls. Then, a kind at a time, RAISED rows are spoilt, and the rows that `bertune.check` names are compared
-with them; over SEEDS draws of rows. speed: 100,000 short texts (SST-2, GoEmotions) and 100,000 long ones (IMDb, papers)
-through `bertune check --label-errors none` as a process of its own.
+faults: papers of one subject (equally many of three, plain English, every text once), the same with a column of 0 and 1
+for each subject, and the shipped pairs are the clean controls. Then, a kind at a time, RAISED rows are spoilt, and the
+rows that `bertune.check` names are compared with them; over SEEDS draws of rows. speed: 100,000 short texts (SST-2,
+GoEmotions) and 100,000 long ones (IMDb, papers) through `bertune check --label-errors none` as a process of its own.
 """
 
 from __future__ import annotations
@@ -63,8 +63,11 @@ def main() -> None:
 def faults(data: Path, only: list[str] | None) -> dict[str, Any]:
     """By kind: rows spoilt, of them named, and others named beside them; `clean`: findings without any fault."""
     texts, pairs = papers(data), sample_pairs()
-    report: dict[str, Any] = {"clean": {"papers": findings(texts), "pairs": findings(pairs)}}
-    for kind, (base, spoil) in kinds(texts, pairs).items():
+    columns = in_columns(texts)
+    report: dict[str, Any] = {
+        "clean": {"papers": findings(texts), "columns": findings(columns), "pairs": findings(pairs)}
+    }
+    for kind, (base, spoil) in kinds(texts, columns, pairs).items():
         if only and kind not in only:
             continue
         counts = {"put_in": 0, "found": 0, "others": 0}
@@ -133,7 +136,18 @@ def divided(rows: list[Row], group: str | None = None) -> Splits:
     }  # fmt: skip
 
 
-def kinds(texts: Splits, pairs: Splits) -> dict[str, tuple[Splits, Spoil]]:
+def in_columns(texts: Splits) -> Splits:
+    """A column of 0 and 1 for each subject; every seventh row has a second one."""
+
+    def cells(row: Row, number: int) -> Row:
+        own = SUBJECTS.index(row["label"])
+        has = {own, (own + 1 + number % 2) % len(SUBJECTS)} if number % 7 == 0 else {own}
+        return {"text": row["text"], **{name: str(int(place in has)) for place, name in enumerate(SUBJECTS)}}
+
+    return {name: [cells(row, number) for number, row in enumerate(rows)] for name, rows in texts.items()}
+
+
+def kinds(texts: Splits, columns: Splits, pairs: Splits) -> dict[str, tuple[Splits, Spoil]]:
     """How each kind of fault is put in."""
     return {
         "empty_text": (texts, each(lambda row, number: "")),
@@ -156,6 +170,10 @@ def kinds(texts: Splits, pairs: Splits) -> dict[str, tuple[Splits, Spoil]]:
         "label_shift": (texts, whole(lambda rows: thinned(rows, 4), "test")),
         "shift": (texts, whole(lambda rows: [{**row, "text": row["text"].replace("we ", "the authors ")
                                               .replace("We ", "The authors ")} for row in rows], "test")),
+        "constant_label": (columns, whole(lambda rows: [{**row, "Law": "0"} for row in rows], *columns)),
+        "duplicate_label": (
+            columns, whole(lambda rows: [{**row, "Sums": row["Mathematics"]} for row in rows], *columns)
+        ),
         "swapped_pair": (pairs, swapped),
         "identical_sides": (pairs, identical),
         "second_side_tells": (pairs, whole(give_away, "train", "valid", "test")),

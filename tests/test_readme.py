@@ -46,7 +46,9 @@ def links(page: str) -> list[str]:
 
 def test_the_readme_shows_commands_of_every_step() -> None:
     shown = {words[0] for words in commands("README.md")}
-    assert shown == {"check", "train", "evaluate", "predict", "explain", "compare", "curve"}
+    assert shown == {
+        "check", "train", "evaluate", "predict", "explain", "compare", "curve", "pretrain", "multitask", "lr", "reproduce",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("words", [words for page in PAGES for words in commands(page)], ids=" ".join)

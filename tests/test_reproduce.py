@@ -15,7 +15,8 @@ from bertune.config import Config
 from bertune.errors import ConfigError
 from bertune.evaluate.resample import Scores, differences, seed_differences
 from bertune.reproduce import run as reproduce_run
-from bertune.reproduce.run import cell_key, draw_part, make_cells, read_cell
+from bertune.reproduce.keep import cell_key, read_cell
+from bertune.reproduce.run import draw_part, make_cells
 from bertune.reproduce.spec import Encoder, Spec, cells, known_specs, read_spec
 from bertune.reproduce.tables import markdown, results, verdict
 from shell import bertune as shell

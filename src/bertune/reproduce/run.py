@@ -15,6 +15,7 @@ from typing import Any
 from bertune.config import Config, DataConfig
 from bertune.data.splits import share_of_rows
 from bertune.errors import ConfigError, listed
+from bertune.evaluate.metrics import METRICS
 from bertune.files import atomic_path
 from bertune.multitaskconfig import MultiConfig
 from bertune.reproduce.keep import cell_key, digest, encoder_record, is_kept, keep_cell, training_key
@@ -46,6 +47,8 @@ def make_cells(
         for name in (*cell.tasks, *texts):
             if name not in parts:
                 parts[name] = draw_part(name, spec.data[name], out=out, folder=data, listener=listener)
+        for one in made.values():
+            _check_unit(spec, one, parts[one.data])
         on = cell.data if cell.joint is None else f"{listed(cell.tasks)} together"
         listener.say(f"{number} of {len(todo)}: table {cell.table}, {on}, {cell.row}, seed {cell.seed}")
         model = cell.config.model.name
@@ -54,6 +57,17 @@ def make_cells(
         make = _make if cell.joint is None else _make_together
         make(made, parts, out=out, place=out / "running" / key, model=model, listener=listener)
     return True
+
+
+def _check_unit(spec: Spec, cell: Cell, part: DataConfig) -> None:
+    table = spec.tables[cell.table]
+    if part.task not in METRICS[table.metric].kinds:
+        choices = [name for name, metric in METRICS.items() if part.task in metric.kinds]
+        task = "single-label" if part.task == "single" else "multi-label"
+        raise ConfigError(
+            f"table {cell.table}: '{table.unit}' cannot be measured on {cell.data}, which is {task}. Write another "
+            f"unit, one of {listed(choices, 20)}, or leave {cell.data} out."
+        )
 
 
 def _trainings(spec: Spec, wanted: Iterable[Cell], out: Path) -> dict[str, dict[str, Cell]]:

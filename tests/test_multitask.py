@@ -209,6 +209,9 @@ def test_kinds_are_mixed_and_all_of_them_learn(done: Joint) -> None:
     assert done.metrics["valid"]["mean"] == pytest.approx(np.mean(expected))
     steps = done.metrics["train"]["steps_by_task"]
     assert sum(steps.values()) == done.metrics["train"]["steps"]
+    tokens = done.metrics["train"]["tokens_by_task"]
+    read = done.metrics["train"]["tokens_per_second"] * done.metrics["train"]["seconds"]
+    assert list(tokens) == list(steps) and sum(tokens.values()) == pytest.approx(read)
 
 
 def test_the_history_names_the_task_in_every_record(done: Joint) -> None:

@@ -47,7 +47,8 @@ def links(page: str) -> list[str]:
 def test_the_readme_shows_commands_of_every_step() -> None:
     shown = {words[0] for words in commands("README.md")}
     assert shown == {
-        "check", "train", "evaluate", "predict", "explain", "compare", "curve", "pretrain", "multitask", "lr", "reproduce",
+        "check", "train", "evaluate", "predict", "explain", "compare", "curve", "pretrain", "multitask", "lr",
+        "reproduce",
     }  # fmt: skip
 
 

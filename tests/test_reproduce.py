@@ -15,7 +15,8 @@ from bertune.config import Config
 from bertune.errors import ConfigError
 from bertune.evaluate.resample import Scores, differences, seed_differences
 from bertune.reproduce import run as reproduce_run
-from bertune.reproduce.run import cell_key, draw_part, make_cells, read_cell
+from bertune.reproduce.keep import cell_key, read_cell
+from bertune.reproduce.run import draw_part, make_cells
 from bertune.reproduce.spec import Encoder, Spec, cells, known_specs, read_spec
 from bertune.reproduce.tables import markdown, results, verdict
 from shell import bertune as shell
@@ -200,6 +201,21 @@ class TestTrainings:
         ]
 
         assert keys[0] == keys[1] != keys[2]
+
+    @pytest.mark.parametrize(("change", "kept"), [({}, True), ({"new": None}, True), ({"warmup": 0.5}, False)])
+    def test_a_cell_outlives_new_options_but_not_another_default(
+        self, spec: Spec, tmp_path: Path, change: dict[str, Any], kept: bool
+    ) -> None:
+        """change: options that the program had of another value, or (None) did not have when the cell was made."""
+        [cell] = [cell for cell in make(spec, tmp_path, tables=["others"]) if cell.row == "plain"]
+        [path] = [path for path in (tmp_path / "out/cells").glob("*.json") if path.stem == cell_key(spec, cell)]
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if "new" in change:
+            del record["config"]["train"]["clip"]
+        record["config"]["train"] |= {name: value for name, value in change.items() if value is not None}
+        path.write_text(json.dumps(record), encoding="utf-8")
+
+        assert (read_cell(spec, cell, tmp_path / "out") is not None) == kept
 
     def test_a_share_of_the_rows_is_drawn_with_the_seed(self, spec: Spec, tmp_path: Path) -> None:
         spec.tables["ways"].rows["mean"].settings = {"data.share": 0.5}

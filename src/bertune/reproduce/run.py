@@ -6,25 +6,22 @@ ones. Stop at any time; what is done stays done, and a training that was stopped
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bertune.config import Config, DataConfig
 from bertune.data.splits import share_of_rows
-from bertune.errors import ConfigError
-from bertune.evaluate.resample import Scores
-from bertune.files import atomic_path, write_json
+from bertune.errors import ConfigError, listed
+from bertune.evaluate.metrics import METRICS
+from bertune.files import atomic_path
+from bertune.multitaskconfig import MultiConfig
+from bertune.reproduce.keep import cell_key, digest, encoder_record, is_kept, keep_cell, rows_of, training_key
 from bertune.reproduce.spec import Cell, Data, Spec
 from bertune.training.listen import Listener
-from bertune.training.outcome import Outcome
+from bertune.training.multitask import ALONE, TASKS, multitask
 from bertune.training.prepare import Prepared, Split, read_splits
 from bertune.training.pretrain import is_pretrained, pretrain
 from bertune.training.run import run
@@ -32,16 +29,6 @@ from bertune.training.run import run
 LABEL, TEXTS = "label", "text {}"  # columns of the parts that are drawn
 LABEL_SEP = "\x1f"  # between labels of a row; no name of a label has it
 PART_SEED = 0
-# Where and how something is computed, which makes no other cell of it.
-MACHINE = {"device", "threads", "token_budget", "kernels", "compile", "checkpoint_minutes", "checkpoint_steps"}
-
-
-@dataclass(frozen=True)
-class Done:
-    """A finished cell: answers on test, and what the training was."""
-
-    scores: Scores
-    record: dict[str, Any]
 
 
 def make_cells(
@@ -49,23 +36,48 @@ def make_cells(
 ) -> bool:
     """Train what is not there yet; False where `hours` were over before the last. Raises what `run` raises."""
     end = None if hours is None else time.monotonic() + 3600 * hours
-    todo = {key: cell for cell in wanted for key in [cell_key(spec, cell)] if not _file(out, key).is_file()}
+    todo = _trainings(spec, wanted, out)
     parts: dict[str, DataConfig] = {}
-    for number, (key, cell) in enumerate(todo.items(), 1):
+    for number, (key, made) in enumerate(todo.items(), 1):
         if end is not None and time.monotonic() > end:
             listener.say(f"{len(todo) - number + 1} trainings are left; run the same command again to go on.")
             return False
-        if cell.data not in parts:
-            parts[cell.data] = draw_part(cell.data, spec.data[cell.data], out=out, folder=data, listener=listener)
-        listener.say(f"{number} of {len(todo)}: table {cell.table}, {cell.data}, {cell.row}, seed {cell.seed}")
+        cell = next(iter(made.values()))
+        texts = [] if cell.encoder is None else spec.encoders[cell.encoder[0]].parts
+        for name in (*cell.tasks, *texts):
+            if name not in parts:
+                parts[name] = draw_part(name, spec.data[name], out=out, folder=data, listener=listener)
+        for one in made.values():
+            _check_unit(spec, one, parts[one.data])
+        on = cell.data if cell.joint is None else f"{listed(cell.tasks)} together"
+        listener.say(f"{number} of {len(todo)}: table {cell.table}, {on}, {cell.row}, seed {cell.seed}")
         model = cell.config.model.name
         if cell.encoder is not None:
-            for name in spec.encoders[cell.encoder[0]].parts:
-                if name not in parts:
-                    parts[name] = draw_part(name, spec.data[name], out=out, folder=data, listener=listener)
             model = str(make_encoder(spec, *cell.encoder, parts, out=out, folder=data, listener=listener))
-        _make(cell, key, parts[cell.data], out, model, listener)
+        make = _make if cell.joint is None else _make_together
+        make(made, parts, out=out, place=out / "running" / key, model=model, listener=listener)
     return True
+
+
+def _check_unit(spec: Spec, cell: Cell, part: DataConfig) -> None:
+    table = spec.tables[cell.table]
+    if part.task not in METRICS[table.metric].kinds:
+        choices = [name for name, metric in METRICS.items() if part.task in metric.kinds]
+        task = "single-label" if part.task == "single" else "multi-label"
+        raise ConfigError(
+            f"table {cell.table}: '{table.unit}' cannot be measured on {cell.data}, which is {task}. Write another "
+            f"unit, one of {listed(choices, 20)}, or leave {cell.data} out."
+        )
+
+
+def _trainings(spec: Spec, wanted: Iterable[Cell], out: Path) -> dict[str, dict[str, Cell]]:
+    """The cells of each training that has to be made, by their keys: one, or those of a joint training."""
+    found: dict[str, dict[str, Cell]] = {}
+    for cell in wanted:
+        found.setdefault(training_key(spec, cell), {})[cell_key(spec, cell)] = cell
+    return {
+        name: made for name, made in found.items() if not all(is_kept(key, cell, out) for key, cell in made.items())
+    }
 
 
 def make_encoder(
@@ -76,15 +88,16 @@ def make_encoder(
 
     encoder = spec.encoders[name]
     name = next(other for other, known in spec.encoders.items() if known == encoder)  # one for all that are alike
-    place = out / "encoders" / f"{name}-{_digest(encoder_record(spec, name, config))[:8]}"
+    place = out / "encoders" / f"{name}-{digest(encoder_record(spec, name, config))[:8]}"
     files = [folder / file for file in encoder.files]
     missing = [str(path) for path in files if not path.exists()]
     if missing:
         raise ConfigError(f"{missing[0]}: no such file. Pass the folder that holds the data sets with --data.")
     for part in encoder.parts:
-        path = out / "data" / f"{part}-texts.parquet"
+        rows = Path(parts[part].files[0])
+        path = rows.with_name(f"{rows.stem}-texts.parquet")
         if not path.is_file():
-            frame = pl.read_parquet(parts[part].files[0])
+            frame = pl.read_parquet(rows)
             columns = [*parts[part].text, *parts[part].text_pair]
             with atomic_path(path) as temporary:
                 frame.select(pl.concat_str(columns, separator="\n").alias("text")).write_parquet(temporary)
@@ -95,77 +108,60 @@ def make_encoder(
     return pretrain(config, out=place, resume=place.exists(), listener=listener).out
 
 
-def encoder_record(spec: Spec, name: str, config: Config) -> list[Any]:
-    """What a pre-trained encoder depends on."""
-    encoder = spec.encoders[name]
-    drawn = [spec.data[part].model_dump(mode="json") for part in encoder.parts]
-    return [encoder.model_dump(mode="json"), drawn, _sections(config)]
-
-
-def _make(cell: Cell, key: str, part: DataConfig, out: Path, model: str, listener: Listener) -> None:
-    share = {"share", "share_seed"}
-    config = cell.config.updated({
-        "data": part.model_dump(mode="json", exclude=share), "check": {"enabled": False}, "model": {"name": model},
-        "report": {"baselines": False, "page": False},
-    })  # fmt: skip
-    place = out / "running" / key
+def _make(
+    made: dict[str, Cell], parts: dict[str, DataConfig], *, out: Path, place: Path, model: str, listener: Listener
+) -> None:
+    """Train a cell alone."""
+    [(key, cell)] = made.items()
+    config = _plain(cell, model).updated({"data": _section(cell, parts[cell.data])})
     begin = time.monotonic()
     result = run(config, out=place, resume=place.exists(), listener=listener)
-    outcome = Outcome.read(place, "test")
-    # In the order of the names, which does not depend on the row that is met first.
-    labels = tuple(sorted(result.task.labels))
-    logits = outcome.frame.select([f"logit:{label}" for label in labels]).to_numpy().astype(np.float32)
-    (out / "cells").mkdir(exist_ok=True)
-    with atomic_path(_file(out, key).with_suffix(".npz")) as path, path.open("wb") as stream:
-        np.savez_compressed(stream, logits=logits, targets=outcome.targets(labels))
-    metrics = result.metrics
-    record = {
-        "table": cell.table, "data": cell.data, "row": cell.row, "seed": cell.seed, "kind": result.task.kind,
-        "labels": list(labels), "config": _sections(cell.config),
-        "train": {name: metrics["train"].get(name) for name in ("rows", "epochs", "seconds", "examples_per_second")},
-        "seconds": time.monotonic() - begin, "valid": _scalars(metrics.get("valid", {})),
-        "test": _scalars(metrics["test"]), "versions": metrics["versions"],
-    }  # fmt: skip
-    write_json(_file(out, key), record)
+    seconds = time.monotonic() - begin
+    keep_cell(key, cell, out=out, place=place, metrics=result.metrics, seconds=seconds)
     shutil.rmtree(place)
 
 
-def _scalars(metrics: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+def _make_together(
+    made: dict[str, Cell], parts: dict[str, DataConfig], *, out: Path, place: Path, model: str, listener: Listener
+) -> None:
+    """Train the tasks of these cells together, and further alone where one of the cells asks for it.
+
+    The time is shared out as the training was: of the joint part each task has as much as it had of the tokens, and a
+    cell of a task that was trained further has that of its further training, too.
+    """
+    cell = next(iter(made.values()))
+    assert cell.joint is not None
+    further = any(one.alone for one in made.values())
+    tasks = {name: {"data": _section(cell, parts[name])} for name in cell.tasks}
+    config = MultiConfig(_plain(cell, model), cell.joint).updated({"tasks": tasks, "then_alone": further})
+    place = place.with_name(f"{place.name}-{ALONE}") if further else place  # which is gone on with as it was begun
+    begin = time.monotonic()
+    metrics = multitask(config, out=place, resume=place.exists(), listener=listener).metrics
+    whole = time.monotonic() - begin
+    tokens = metrics["train"]["tokens_by_task"]
+    joint = {name: metrics["train"]["seconds"] * read / sum(tokens.values()) for name, read in tokens.items()}
+    alone = {name: found["train"]["seconds"] for name, found in metrics.get(ALONE, {}).items()}
+    # Reading, measuring and writing are shared out, too; what was trained before a stop is not in `whole`.
+    scale = max(1.0, whole / (sum(joint.values()) + sum(alone.values())))
+    for key, one in made.items():
+        if not is_kept(key, one, out):
+            name, result = one.data, ALONE if one.alone else TASKS
+            seconds = scale * (joint[name] + (alone[name] if one.alone else 0))
+            keep_cell(key, one, out=out, place=place / result / name, metrics=metrics[result][name], seconds=seconds)
+    shutil.rmtree(place)
 
 
-def read_cell(spec: Spec, cell: Cell, out: Path) -> Done | None:
-    """What was kept of a cell; None where it was not made yet."""
-    path = _file(out, cell_key(spec, cell))
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_text(encoding="utf-8"))
-    with np.load(path.with_suffix(".npz")) as stored:
-        return Done(Scores(record["kind"], stored["logits"], stored["targets"]), record)
+def _plain(cell: Cell, model: str) -> Config:
+    """The sections of a cell without what a reproduction has no use for."""
+    return cell.config.updated({
+        "check": {"enabled": False}, "model": {"name": model}, "report": {"baselines": False, "page": False},
+    })  # fmt: skip
 
 
-def cell_key(spec: Spec, cell: Cell) -> str:
-    """Sixteen hexadecimal digits of the SHA-256 over the data and the configuration, its seed and encoder included."""
-    content = [cell.data, spec.data[cell.data].model_dump(mode="json"), _sections(cell.config)]
-    if cell.encoder is not None:
-        content.append(encoder_record(spec, *cell.encoder))
-    return _digest(content)[:16]
-
-
-def _sections(config: Config) -> dict[str, Any]:
-    """What a cell depends on beside its data."""
-    data = {"share": config.data.share, "share_seed": config.data.share_seed}
-    rest = config.model_dump(mode="json", include={"model", "train", "decide", "pretrain"})
-    rest["train"] = {name: value for name, value in rest["train"].items() if name not in MACHINE}
-    return rest | {"data": data}
-
-
-def _digest(content: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8")).hexdigest()
-
-
-def _file(out: Path, key: str) -> Path:
-    return out / "cells" / f"{key}.json"
+def _section(cell: Cell, part: DataConfig) -> dict[str, Any]:
+    """The section data of a training on a part that was drawn."""
+    data = cell.config.data
+    return part.model_dump(mode="json") | {"share": data.share, "share_seed": data.share_seed}
 
 
 def draw_part(name: str, data: Data, *, out: Path, folder: Path, listener: Listener) -> DataConfig:
@@ -183,7 +179,8 @@ def draw_part(name: str, data: Data, *, out: Path, folder: Path, listener: Liste
     if missing:
         raise ConfigError(f"{missing[0]}: no such file. Pass the folder that holds the data sets with --data.")
     prepared = read_splits(None, Config().updated({"data": {**given, **data.options}}).data, listener.say)
-    places = {split: out / "data" / f"{name}-{split}.parquet" for split in prepared.splits}
+    known = digest([rows_of(data)])[:8]
+    places = {split: out / "data" / f"{name}-{known}-{split}.parquet" for split in prepared.splits}
     (out / "data").mkdir(parents=True, exist_ok=True)
     for split, path in places.items():
         if not path.is_file():

@@ -6,16 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bertune.config import Config
 from bertune.errors import ConfigError, listed, nearest
 from bertune.evaluate.metrics import METRICS
+from bertune.multitaskconfig import JointOptions, MultiConfig
 from bertune.settings import nested, read_yaml, sentence
 
 ENDING = ".yaml"
+SHARING = ("sampling", "temperature", "uncertainty")  # options of a joint training that a row may have
 
 
 class _Part(BaseModel):
@@ -46,12 +48,17 @@ class Row(_Part):
     """One way to train, and what was published for it: a figure, or one for each set of data.
 
     encoder: one of the encoders, where {data} stands for the set of data; only: the sets of data that have this row.
+    together: the row is one training of all sets of data of its table, its tasks, and shows what that came to (tasks),
+    or each task after it was fine-tuned further without the others (alone). Rows that differ in nothing else share the
+    training. joint: options of it, those in SHARING.
     """
 
     settings: dict[str, Any] = {}
     published: float | dict[str, float] | None = None
     encoder: str | None = None
     only: list[str] = []
+    together: Literal["tasks", "alone"] | None = None
+    joint: dict[str, Any] = {}
 
     def figure(self, data: str) -> float | None:
         return self.published.get(data) if isinstance(self.published, dict) else self.published
@@ -105,6 +112,10 @@ class Spec(_Part):
                 raise ValueError(f"table {name}: '{unknown[0]}' is not one of the data, {listed(self.data)}")
             if table.reference not in table.rows:
                 raise ValueError(f"table {name}: the reference '{table.reference}' is not one of its rows")
+            for row, one in table.rows.items():
+                wrong = _wrong_together(table, one)
+                if wrong:
+                    raise ValueError(f"table {name}, {row}: {wrong}")
             for row, data in table.pairs():
                 encoder = table.rows[row].encoder
                 if encoder is not None and encoder.format(data=data) not in self.encoders:
@@ -114,10 +125,27 @@ class Spec(_Part):
         return self
 
 
+def _wrong_together(table: Table, row: Row) -> str:
+    """What a row says of a joint training that its table cannot have, as a sentence; empty where all is well."""
+    unknown = [option for option in row.joint if option not in SHARING]
+    if row.together is None:
+        return "joint has no effect without together: tasks or together: alone; add one of them" if row.joint else ""
+    if unknown:
+        return f"joint: '{unknown[0]}' is not one of its options, {listed(SHARING)}"
+    if len(set(table.data)) < 2:
+        return f"together takes two sets of data or more, and the table has {listed(table.data) or 'none'}"
+    if row.only:
+        return f"only: a joint training is of all data of its table, {listed(table.data)}; leave only out"
+    if row.encoder is not None and row.encoder.format(data="") != row.encoder:
+        return f"encoder '{row.encoder}': a joint training begins with one for all data; name one without {{data}}"
+    return ""
+
+
 @dataclass(frozen=True)
 class Cell:
-    """One training of a table. config: without the data; encoder: what its model.name stands for, and where that is
-    pre-trained from."""
+    """One result of a training of a table. config: without the data; encoder: what its model.name stands for, and where
+    that is pre-trained from; joint: where the training is one of several tasks, of which this is `data`; its then_alone
+    says whether the cell is the task after its further training."""
 
     table: str
     data: str
@@ -125,6 +153,16 @@ class Cell:
     seed: int
     config: Config
     encoder: tuple[str, Config] | None = None
+    joint: JointOptions | None = None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The sets of data that its training is of."""
+        return (self.data,) if self.joint is None else tuple(self.joint.tasks)
+
+    @property
+    def alone(self) -> bool:
+        return self.joint is not None and self.joint.then_alone
 
 
 def known_specs() -> list[str]:
@@ -146,7 +184,10 @@ def read_spec(name: str) -> Spec:
     try:
         return Spec.model_validate(values).model_copy(update={"name": Path(path).name.rsplit(".", 1)[0]})
     except ValidationError as error:
-        raise ConfigError(sentence(error, name)) from None
+        first = error.errors()[0]
+        if first["loc"]:
+            raise ConfigError(sentence(error, name)) from None
+        raise ConfigError(f"{name}: {first['msg'].removeprefix('Value error, ')}.") from None
 
 
 def cells(spec: Spec, tables: list[str], *, seeds: int, base: Config) -> Iterator[Cell]:
@@ -174,13 +215,25 @@ def cells(spec: Spec, tables: list[str], *, seeds: int, base: Config) -> Iterato
                     start = _with(_machine(base), spec.encoders[known].settings, f"{spec.name}, encoder {known}")
                     encoder = known, start
                     config = config.updated({"model": {"name": f"{known} of {start.model.name}"}})
-                yield Cell(name, data, row, seed, config, encoder)
+                joint = None if one.together is None else _joint(one, table, config, place)
+                yield Cell(name, data, row, seed, config, encoder, joint)
 
 
 def _machine(base: Config) -> Config:
     """The model to start from, and what to compute on; the rest of `base` is of no use to a pre-training."""
     own = {"model": {"name", "revision"}, "train": {"device", "precision", "threads", "token_budget", "kernels"}}
     return Config().updated(base.model_dump(include=own | {"cache": True}))
+
+
+def _joint(row: Row, table: Table, config: Config, place: str) -> JointOptions:
+    """The options of a row's joint training; ConfigError for what no joint training can have."""
+    options = {**row.joint, "then_alone": row.together == "alone", "tasks": {name: {} for name in table.data}}
+    together = MultiConfig(config, JointOptions()).updated(options, place=place)
+    try:
+        together.check()
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from None
+    return together.options
 
 
 def _with(config: Config, settings: dict[str, Any], place: str) -> Config:

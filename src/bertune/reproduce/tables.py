@@ -10,8 +10,13 @@ import numpy as np
 from bertune.evaluate.card import markdown_table
 from bertune.evaluate.metrics import METRICS
 from bertune.evaluate.resample import seed_differences
-from bertune.reproduce.run import Done, read_cell
+from bertune.reproduce.keep import Done, read_cell
 from bertune.reproduce.spec import Cell, Spec, Table
+
+SHARED_OUT = (
+    "Minutes of a joint training are shared out by the tokens that it read of each set of data. Where a task was then "
+    "fine-tuned further alone, they are its share and those of its own."
+)
 
 
 def results(spec: Spec, cells: list[Cell], out: Path) -> dict[str, Any]:
@@ -93,7 +98,8 @@ def markdown(spec: Spec, lines: dict[str, list[dict[str, Any]]], *, model: str, 
             "minutes",
         ]]  # fmt: skip
         rows += [_shown(line, table) for line in found]
-        parts += [f"## {name}: {table.title}", table.note, markdown_table(rows)]
+        shared_out = SHARED_OUT if any(row.together for row in table.rows.values()) else ""
+        parts += [f"## {name}: {table.title}", table.note, shared_out, markdown_table(rows)]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 

@@ -290,6 +290,7 @@ def finish_joint(fit: MultiFit, *, out: Path, base: Source, folder: Path, tokeni
             progress.best["step"], "seconds": progress.seconds, "examples_per_second": progress.rows / seconds,
             "tokens_per_second": progress.tokens / seconds,
             "steps_by_task": {name: fit.course.done(name, progress.step) for name in fit.parts},
+            "tokens_by_task": {name: fit.course.tokens(name, progress.step) for name in fit.parts},
         },
         "versions": versions(),
     }  # fmt: skip

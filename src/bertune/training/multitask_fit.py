@@ -126,6 +126,13 @@ class MultiCourse:
         """How many of the first `step` steps are of a task."""
         return int((self.turns[:step] == self.names.index(name)).sum())
 
+    def tokens(self, name: str, step: int) -> int:
+        """How many tokens the first `step` steps read of a task."""
+        course = self.courses[name]
+        return sum(
+            int(course.encoded.lengths[course.rows(own)].sum()) for own in range(1, self.done(name, step) + 1)
+        )
+
     def rows(self, number: int) -> np.ndarray:
         return self.courses[self.task(number)].rows(int(self.own[number - 1]))
 

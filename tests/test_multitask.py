@@ -16,8 +16,9 @@ import yaml
 from safetensors.torch import load_file
 
 import bertune
-from bertune.errors import ConfigError, Interrupted, ModelError
+from bertune.errors import ConfigError, Interrupted, ModelError, TrainingError
 from bertune.model.kernels import library
+from bertune.model.losses import Loss
 from bertune.model.multi import Uncertainty
 from bertune.multitaskconfig import JointOptions, MultiConfig
 from bertune.training.loop import Course
@@ -298,6 +299,72 @@ def test_a_command_for_one_model_names_the_results_within(done: Joint, tmp_path:
     found = call("evaluate", done.out, write_rows(tmp_path / "x.csv", DATA["topics"][:5]))
     assert found.code != 0 and "several tasks over one encoder" in found.err
     assert call("evaluate", done.out / "tasks" / "topics", tmp_path / "x.csv").code == 0
+
+
+# Where the loss grows without end
+
+
+STEADY = {"schedule": "constant", "warmup": 0.0}
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, factor: float, *, after: int) -> None:
+    """Losses are multiplied by `factor` after so many of them."""
+    usual, calls = Loss.__call__, []
+
+    def spoiled(self: Loss, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return usual(self, logits, targets) * (factor if len(calls) > after else 1.0)
+
+    monkeypatch.setattr(Loss, "__call__", spoiled)
+
+
+def test_a_divergence_keeps_the_last_good_weights_of_all_tasks_where_they_can_be_used(
+    tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, out = ("topics", "pairs"), tmp_path / "out"
+    last = STEADY | {"select_best": False}
+    whole = joint(tmp_path / "whole", tiny_bert, names=names, train=last | {"max_steps": 7})
+    with monkeypatch.context() as patch:
+        spoil(patch, math.nan, after=7)
+        with pytest.raises(TrainingError) as caught:
+            joint(out, tiny_bert, names=names, train=last)
+    place = out / "run" / "last-good"
+    assert "Step 8: the loss is no longer a finite number" in str(caught.value)
+    assert f"The weights of step 7 are kept in {place}, which --model and bertune predict take." in str(caught.value)
+    assert weights(place) == weights(whole.out)
+    texts = ["the cat is old .", "a hammer and a nail ."]
+    assert bertune.load(place, threads=1).predict(texts, task="topics") == \
+        bertune.load(whole.out, threads=1).predict(texts, task="topics")  # fmt: skip
+    new = write_rows(tmp_path / "new.csv", [{"text": text, "first": text, "second": "b"} for text in texts])
+    assert call("predict", place, new, "--out", tmp_path / "scored.csv").code == 0
+    told = Told()
+    joint(tmp_path / "further", place, names=names, listener=told)
+    assert not any("New weights" in text for text in told.said)
+    with pytest.raises(ModelError, match="has not finished"):
+        bertune.load(out)
+    joint(out, tiny_bert, names=names, train=last, resume=True)  # what spoilt it is gone
+    assert not place.exists() and bertune.load(out, threads=1).tasks == names
+
+
+def test_a_loss_that_has_run_away_leaves_the_best_weights_so_far(
+    tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, out = ("topics", "pairs"), tmp_path / "out"
+    whole = joint(tmp_path / "whole", tiny_bert, names=names, train=STEADY | {"epochs": 1})
+    best = whole.metrics["train"]["steps"]
+    spoil(monkeypatch, 20.0, after=best)
+    with pytest.raises(TrainingError, match=rf"training diverges\..* The weights of step {best} are kept"):
+        joint(out, tiny_bert, names=names, train=STEADY | {"epochs": 9})
+    assert weights(out / "run" / "last-good") == weights(whole.out)
+
+
+def test_where_nothing_good_was_saved_that_is_said(
+    tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, math.nan, after=0)
+    with pytest.raises(TrainingError, match="There are no good weights from before to keep"):
+        joint(tmp_path / "out", tiny_bert, names=("topics",))
+    assert not (tmp_path / "out/run/last-good").exists()
 
 
 # Taking up, dropping, adding

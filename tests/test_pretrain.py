@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 import bertune
 from bertune.config import Config
 from bertune.data.documents import TextSource
-from bertune.errors import ConfigError, DataError, Interrupted, ModelError
+from bertune.errors import ConfigError, DataError, Interrupted, ModelError, TrainingError
 from bertune.model.kernels import library
+from bertune.model.pretraining import PretrainingModel
 from bertune.settings import nested
 from bertune.training import pretrain as module
 from bertune.training.pretrain import Pretrained, pretrain
@@ -276,6 +277,26 @@ class TestResume:
         whole, told = run(books, tiny_bert, tmp_path / "out"), Told()
         assert run(books, tiny_bert, tmp_path / "out", resume=True, listener=told).metrics == whole.metrics
         assert told.said == [f"{tmp_path / 'out'} holds a complete pre-training already; nothing to do."]
+
+
+def test_a_divergence_leaves_the_last_good_weights_as_a_model(
+    books: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, calls = PretrainingModel.loss, []
+
+    def broken(self: PretrainingModel, *args: Any, **named: Any) -> torch.Tensor:
+        calls.append(1)
+        return usual(self, *args, **named) * (torch.nan if len(calls) > 3 else 1.0)
+
+    monkeypatch.setattr(PretrainingModel, "loss", broken)
+    place = tmp_path / "out" / "run" / "last-good"
+    words = rf"Step 4: the loss is no longer .* The weights of step 3 are kept in {place}, which --model takes\."
+    with pytest.raises(TrainingError, match=words):
+        run(books, tiny_bert, tmp_path / "out")
+    monkeypatch.undo()
+    told = Told()
+    run(books, place, tmp_path / "further", listener=told, pretrain__max_steps=1)
+    assert not any("New weights" in text for text in told.said)
 
 
 class TestFromScratch:

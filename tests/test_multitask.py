@@ -491,6 +491,36 @@ def test_a_task_trains_on_alone_and_that_is_taken_up_too(tmp_path: Path, tiny_be
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_alone_a_task_may_learn_at_a_rate_of_its_own(tmp_path: Path, tiny_bert: Path) -> None:
+    train = {"head_lr": 2e-2, "schedule": "constant", "warmup": 0.0}
+
+    def rates(out: str, **more: Any) -> list[float]:
+        told = Told()
+        result = joint(tmp_path / out, tiny_bert, names=("topics",), train=train, then_alone=True, listener=told,
+                       **more)  # fmt: skip
+        steps = result.metrics["train"]["steps"]
+        assert {step.lr for step in told.steps[:steps]} == {5e-3}  # the joint part
+        plans = [plan for plan in told.said if plan.startswith("Training: ")]
+        assert len(plans) == 1
+        heads.append("(head: " in plans[0])
+        return [step.lr for step in told.steps[steps:]]
+
+    heads: list[bool] = []
+    assert set(rates("usual")) == {5e-3}
+    assert set(rates("lower", alone_lr=1e-4)) == {1e-4}
+    assert heads == [True, False]  # the lower one is that of the head, too
+    assert weights(tmp_path / "usual") == weights(tmp_path / "lower")
+    with pytest.raises(ConfigError, match=r"started with other options: alone_lr \(was 0\.0001, now None\)"):
+        joint(tmp_path / "lower", tiny_bert, names=("topics",), train=train, then_alone=True, resume=True)
+
+
+def test_the_record_names_the_rate_alone_only_where_there_is_one(tiny_bert: Path) -> None:
+    plain = MultiConfig.parse(options(tiny_bert, then_alone=True))
+    assert "alone_lr" not in plain.record()
+    assert MultiConfig.parse(options(tiny_bert, then_alone=True, alone_lr=1e-5)).record() == \
+        plain.record() | {"alone_lr": 1e-5}  # fmt: skip
+
+
 # The command, and what is refused
 
 
@@ -518,6 +548,8 @@ def test_one_file_of_tasks_is_all_that_the_command_needs(tmp_path: Path, tiny_be
     ("changes", "text"),
     [
         ({"names": ()}, "none are named"), ({"temperature": 3}, "temperature 3 needs sampling temperature"),
+        ({"alone_lr": 1e-5}, "alone_lr 1e-05 needs then_alone"),
+        ({"then_alone": True, "alone_lr": 0}, "alone_lr"),
         ({"uncertainty": True, "tasks": {"many": {"weight": 2}}}, "leave one out"),
         ({"tasks": {"many": {"train": {"lr": 1e-3}}}}, "belongs to all tasks"),
         ({"tasks": {"many": {"wieght": 2}}}, "wieght"), ({"train": {"adversarial": "freelb"}}, "freelb moves"),

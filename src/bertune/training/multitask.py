@@ -161,7 +161,7 @@ def _run(
             shutil.rmtree(out / "run" / GOOD, ignore_errors=True)  # of an earlier attempt that diverged
         if config.options.then_alone:
             write_json(joint, metrics)
-            metrics[ALONE] = train_alone(parts, sources, out, listener)
+            metrics[ALONE] = train_alone(parts, sources, out, listener, lr=config.options.alone_lr)
         write_json(out / "run" / "metrics.json", metrics)
         checkpoint.remove(out / "run" / "checkpoints")
     return Joint(out, config.names, metrics)
@@ -329,16 +329,21 @@ def write_good(fit: MultiFit, place: Path, *, base: Source, folder: Path, tokeni
     })  # fmt: skip
 
 
-def train_alone(parts: Sequence[Part], sources: dict[str, Any], out: Path, listener: Listener) -> dict[str, Any]:
+def train_alone(
+    parts: Sequence[Part], sources: dict[str, Any], out: Path, listener: Listener, *, lr: float | None
+) -> dict[str, Any]:
     """Fine-tune each task further without the others, from the joint encoder and with its head; their metrics.
 
-    Sun et al. 2019 (arXiv 1905.05583, section 5.5) do so with a lower learning rate: here `train.lr` is that of both.
+    lr: of encoder and head, None: as the section train says. Sun et al. 2019 (arXiv 1905.05583, section 5.5) take a
+    lower one.
     """
     found = {}
+    rates = {} if lr is None else {"lr": lr, "head_lr": None}  # the head is new no more
     for number, part in enumerate(parts, 1):
         listener.say(f"Task {part.name} alone ({number} of {len(parts)}):")
         config = part.config.updated(
-            {"model": {"name": str(out / TASKS / part.name), "revision": None, "reinit_layers": 0}, "check": UNCHECKED}
+            {"model": {"name": str(out / TASKS / part.name), "revision": None, "reinit_layers": 0},
+             "check": UNCHECKED, "train": rates}
         )
         place = out / ALONE / part.name
         result = run(config, out=place, source=sources.get(part.name), resume=True, listener=listener)

@@ -389,6 +389,25 @@ def test_data_in_memory_gives_its_texts_and_the_page_can_be_switched_off(tmp_pat
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_joint_training_leaves_a_page_a_task_and_another_where_it_went_on_alone(
+    tmp_path: Path, tiny_bert: Path
+) -> None:
+    chosen = {
+        "model": {"name": str(tiny_bert), "max_length": 24}, "check": {"enabled": False}, "then_alone": True,
+        "train": {"threads": 1, "device": "cpu", "precision": "fp32", "max_steps": 4, "batch_size": 8},
+        "tasks": {"loud": {}, "quiet": {"report": {"page": False}}},
+    }  # fmt: skip
+    rows = topic_rows(60)
+    out = bertune.multitask(chosen, out=tmp_path / "out", data={"loud": rows, "quiet": rows}).out
+
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("report.html")) == [
+        "alone/loud/run/report.html", "tasks/loud/run/report.html"
+    ]  # fmt: skip
+    mistake = gather(out / "alone/loud").mistakes[0]
+    assert rows[mistake.row - 1]["text"] in Page((out / "alone/loud/run/report.html").read_text("utf-8")).text
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_without_held_out_rows_the_page_says_that_nothing_is_known(tmp_path: Path, tiny_bert: Path) -> None:
     settings = QUICK | {"train.max_steps": 1, "data.hold_out": False}
     out = bertune.train(topic_rows(40), out=tmp_path / "run", model=tiny_bert, settings=settings).out

@@ -59,9 +59,10 @@ def write_findings(found: Checkup, target: Path, names: Sequence[str]) -> None:
 def keep_pages(
     out: Path, config: MultiConfig, *, sources: Mapping[str, Any], say: Callable[[str], None]
 ) -> None:
-    """The pages of the tasks of a joint training."""
-    for name in config.names:
-        keep_page(out / "tasks" / name, config.task(name), source=sources.get(name), say=say)
+    """The pages of the tasks of a joint training, and of what each became alone afterwards."""
+    for part in ("tasks", "alone") if config.options.then_alone else ("tasks",):
+        for name in config.names:
+            keep_page(out / part / name, config.task(name), source=sources.get(name), say=say)
 
 
 def keep_page(out: Path, config: Config, *, source: Any, say: Callable[[str], None]) -> None:

@@ -52,10 +52,11 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_curves() -> Any:
-    """Without curves.png, which takes longer than a tiny pre-training; one test draws it."""
+    """Without pictures, which take longer than a tiny pre-training; one test draws the curve, the report's its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "plot_pretraining", lambda history, path: None)
         patch.setattr("bertune.training.finish.plot_curves", lambda history, path, *, metric: None)
+        patch.setattr("bertune.report.write.draw_pretraining", lambda history: {})
         yield
 
 
@@ -429,6 +430,19 @@ class TestCommand:
         replaced = shell("pretrain", books, "--model", tiny_bert, "--out", out, "--overwrite", "--quiet", *SHELL)
         assert replaced.code == 0, replaced.err
         assert (out / "model.safetensors").is_file()
+
+    def test_it_leaves_a_page_unless_told_otherwise(self, books: Path, tiny_bert: Path, tmp_path: Path) -> None:
+        asked = ("--model", tiny_bert, *SHELL, "--set", "pretrain.max_steps=1")
+        done = shell("pretrain", books, "--out", tmp_path / "out", *asked)
+        page = tmp_path / "out" / "run" / "report.html"
+        assert f"The report is in {page}." in done.err
+        assert "Report of a pre-training" in page.read_text(encoding="utf-8")
+        page.unlink()
+        assert shell("pretrain", "--resume", "--out", tmp_path / "out").code == 0
+        assert page.is_file()
+        done = shell("pretrain", books, "--out", tmp_path / "none", "--set", "report.page=no", *asked)
+        assert done.code == 0, done.err
+        assert not (tmp_path / "none" / "run" / "report.html").exists()
 
     @pytest.mark.parametrize(
         ("arguments", "text"),

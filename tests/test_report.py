@@ -18,8 +18,9 @@ from bertune.errors import ModelError
 from bertune.evaluate.rule import Rule
 from bertune.report.gather import Gathered, gather
 from bertune.report.page import script_json
+from bertune.report.pretraining import headline
 from bertune.report.sweep import MARKS, sweep
-from bertune.report.write import write_report
+from bertune.report.write import write_pretraining, write_report
 from made_results import make_result
 from shell import call, write_rows
 from tiny_runs import QUICK, topic_rows
@@ -414,6 +415,83 @@ def test_without_held_out_rows_the_page_says_that_nothing_is_known(tmp_path: Pat
     text = Page((out / "run/report.html").read_text(encoding="utf-8")).text
 
     assert "No rows were held out, so nothing is known about how good this model is." in text
+
+
+# Pre-training
+
+
+def make_pretraining(out: Path, *, objective: str = "both", held_out: bool = True) -> Path:
+    """The run folder of a pre-training, from made-up figures."""
+    masked = {"perplexity": 60.0, "masked_accuracy": 0.1, "masked_loss": 4.1, "masked_tokens": 1234}
+    pairs = {"next_accuracy": 0.5, "next_loss": 0.7, "pairs": 99}
+    before = {"mlm": masked, "nsp": pairs, "both": masked | pairs}[objective]
+    after = {name: value * {"perplexity": 0.5, "masked_accuracy": 3, "next_accuracy": 1.5}.get(name, 1)
+             for name, value in before.items()}  # fmt: skip
+    metrics = {
+        "objective": objective, "corpus": {"documents": 1, "tokens": 5678, "characters": 9999}, "steps": 4,
+        "tokens": 5000, "seconds": 1.0, "new_weights": [f"head.{ATTACK}"], "versions": {"bertune": "0"},
+    }  # fmt: skip
+    history = [{"kind": "step", "step": step, "epoch": step / 4, "loss": 4 - step / 2, "lr": 1e-4} for step in (1, 4)]
+    if held_out:
+        metrics |= {"before": before, "held_out": after}
+        history += [{"kind": "eval", "step": step, "epoch": step / 4, "split": "valid", "metrics": measured}
+                    for step, measured in ((0, before), (4, after))]  # fmt: skip
+    run = out / "run"
+    run.mkdir(parents=True)
+    for name, value in (("metrics", metrics), ("machine", {"threads": 1}),
+                        ("pretrained", {"files": [], "base_model": {"name": ATTACK, "title": ""}})):  # fmt: skip
+        (run / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
+    (run / "machine.json").rename(run / "machine.yaml")
+    (run / "config.yaml").write_text(f"data: {{files: ['{out.parent}/texts <i>.txt']}}", encoding="utf-8")
+    (run / "history.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in history), encoding="utf-8")
+    return out
+
+
+def test_the_page_of_a_pre_training_has_its_figures_and_takes_nothing_for_markup(tmp_path: Path) -> None:
+    out = make_pretraining(tmp_path / "out <b>")
+    text = write_pretraining(out).read_text(encoding="utf-8")
+    page = Page(text)
+
+    assert "better than before: perplexity 60 before, 30 now." in page.text
+    assert "Perplexity 60 30 Masked accuracy 0.1 0.3 Next-sentence accuracy 0.5 0.75" in page.text
+    assert "1,234 tokens to guess, 99 pairs of texts" in page.text and "from 1 document of 5,678 tokens" in page.text
+    assert f"It began with {ATTACK}." in page.text and f"head.{ATTACK}" in page.text
+    assert "bertune pretrain --config 'out <b>'/run/config.yaml --out 'out <b>-again'" in page.text
+    assert "texts <i>.txt" in page.text and str(tmp_path) not in html.unescape(text)
+    tags = [tag for tag, _ in page.tags]
+    assert not {"script", "b", "i"} & set(tags)
+    assert tags.count("svg") == 4 and tags.count("table") == tags.count("caption") == 1
+    ids = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
+    assert len(set(ids)) == len(ids)
+    policy = next(each["content"] for _, each in page.tags if each.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None and policy.startswith("default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256")
+    assert not re.search(r"https?://", text.replace("http://www.w3.org/", ""))
+    names = {"loss", "perplexity", "masked-accuracy", "next-accuracy"}
+    assert {path.name for path in (out / "run/figures").iterdir()} == {
+        f"{name}.{kind}" for name in names for kind in ("svg", "png")
+    }
+
+
+def test_the_verdict_of_a_pre_training_says_no_more_than_was_measured(tmp_path: Path) -> None:
+    alone = Page(write_pretraining(make_pretraining(tmp_path / "a", objective="nsp")).read_text(encoding="utf-8")).text
+    assert "It guesses next sentences of texts that it was not trained on better than before" in alone
+    assert "Masked accuracy" not in alone and "to guess," not in alone
+    unknown = make_pretraining(tmp_path / "b", held_out=False)
+    text = Page(write_pretraining(unknown).read_text(encoding="utf-8")).text
+    assert "Nothing was held out, so nothing is known about what it learned." in text and "before: " not in text
+    assert headline({"before": {"perplexity": 5.0}, "held_out": {"perplexity": 5.0}}).endswith(
+        "no better than before: perplexity 5 before, 5 now."
+    )
+
+
+def test_bertune_report_makes_the_page_of_a_pre_training(tmp_path: Path) -> None:
+    out = make_pretraining(tmp_path / "out")
+    done = call("report", out)
+    assert (done.code, done.err) == (0, f"The report is in {out / 'run' / 'report.html'}.\n")
+    assert call("report", out, "--explain", "3").code == 2
+    (out / "run/metrics.json").unlink()
+    done = call("report", out)
+    assert done.code != 0 and "a pre-training that has not finished" in done.err
 
 
 def test_a_page_that_cannot_be_written_is_named_as_it_was_given(tmp_path: Path) -> None:

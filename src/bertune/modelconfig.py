@@ -68,7 +68,7 @@ class ModelConfig(Section):
         "head",
         description="What is read of a text that does not fit: head (its beginning), tail (its end), head+tail (128 "
         "tokens of the beginning, then the end), N+tail, hierarchical (all of it, in chunks), or auto, which tries "
-        "these on the validation rows.",
+        "these on the validation rows (with --pretrain-on, before that).",
         json_schema_extra=flag(
             "--long-text", group="Long texts", metavar="head|tail|head+tail|N+tail|hierarchical|auto"
         ),

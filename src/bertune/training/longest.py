@@ -115,7 +115,10 @@ def _try(
     _tokenize(config, folder, part, tokenizer)
     config = config.updated({"train": {"epochs": 1, "max_steps": None, "patience": None}})
     model, new_head = load(config, folder, part.task, quiet.say)
-    plan = settle(config.train, rows=len(part.train), encoder=model.encoder.config, new_head=new_head)
+    plan = settle(
+        config.train, rows=len(part.train), encoder=model.encoder.config, new_head=new_head,
+        lora=bool(config.model.lora),
+    )  # fmt: skip
     machine = choose_machine(config.train, long_run=False)
     machine.use()
     with tempfile.TemporaryDirectory(prefix="bertune-") as place:

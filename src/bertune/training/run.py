@@ -133,7 +133,9 @@ def _run(
         if stage is not None:
             start = pretrain_stage(stage, out / "run" / PRETRAIN, listener).out
             model, new_head = load(config, start, prepared.task, say)
-        plan = settle(config.train, rows=len(prepared.train), encoder=encoder, new_head=new_head)
+        plan = settle(
+            config.train, rows=len(prepared.train), encoder=encoder, new_head=new_head, lora=bool(config.model.lora)
+        )
         say(plan.sentence())
         machine = settle_machine(config, out, plan, resume=resume)
         machine.use()

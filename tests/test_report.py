@@ -21,11 +21,10 @@ from bertune.report.page import script_json
 from bertune.report.pretraining import headline
 from bertune.report.sweep import MARKS, sweep
 from bertune.report.write import write_pretraining, write_report
-from made_results import make_result
+from made_results import ATTACK, make_pretraining, make_result
 from shell import call, write_rows
 from tiny_runs import QUICK, topic_rows
 
-ATTACK = "<script>alert(1)</script>"
 AWKWARD = (ATTACK, "\"&'", "עברית <b>", "😀 $x$ $y$", "W" * 300)
 VOID = {"meta", "link", "img", "br", "input", "hr", "path", "use", "rect", "line"}
 
@@ -418,33 +417,6 @@ def test_without_held_out_rows_the_page_says_that_nothing_is_known(tmp_path: Pat
 
 
 # Pre-training
-
-
-def make_pretraining(out: Path, *, objective: str = "both", held_out: bool = True) -> Path:
-    """The run folder of a pre-training, from made-up figures."""
-    masked = {"perplexity": 60.0, "masked_accuracy": 0.1, "masked_loss": 4.1, "masked_tokens": 1234}
-    pairs = {"next_accuracy": 0.5, "next_loss": 0.7, "pairs": 99}
-    before = {"mlm": masked, "nsp": pairs, "both": masked | pairs}[objective]
-    after = {name: value * {"perplexity": 0.5, "masked_accuracy": 3, "next_accuracy": 1.5}.get(name, 1)
-             for name, value in before.items()}  # fmt: skip
-    metrics = {
-        "objective": objective, "corpus": {"documents": 1, "tokens": 5678, "characters": 9999}, "steps": 4,
-        "tokens": 5000, "seconds": 1.0, "new_weights": [f"head.{ATTACK}"], "versions": {"bertune": "0"},
-    }  # fmt: skip
-    history = [{"kind": "step", "step": step, "epoch": step / 4, "loss": 4 - step / 2, "lr": 1e-4} for step in (1, 4)]
-    if held_out:
-        metrics |= {"before": before, "held_out": after}
-        history += [{"kind": "eval", "step": step, "epoch": step / 4, "split": "valid", "metrics": measured}
-                    for step, measured in ((0, before), (4, after))]  # fmt: skip
-    run = out / "run"
-    run.mkdir(parents=True)
-    for name, value in (("metrics", metrics), ("machine", {"threads": 1}),
-                        ("pretrained", {"files": [], "base_model": {"name": ATTACK, "title": ""}})):  # fmt: skip
-        (run / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
-    (run / "machine.json").rename(run / "machine.yaml")
-    (run / "config.yaml").write_text(f"data: {{files: ['{out.parent}/texts <i>.txt']}}", encoding="utf-8")
-    (run / "history.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in history), encoding="utf-8")
-    return out
 
 
 def test_the_page_of_a_pre_training_has_its_figures_and_takes_nothing_for_markup(tmp_path: Path) -> None:

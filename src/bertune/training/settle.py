@@ -12,7 +12,7 @@ from bertune.data.batch import steps_per_epoch
 from bertune.model.encoder import EncoderConfig
 
 NEW_HEAD = 10  # times the encoder's learning rate: random weights have further to go than pretrained ones
-LORA = 10  # times the default rate: LoRA's matrices begin at a product of nothing (docs/log.md has the measurement)
+LORA = 10  # times the default rate: what LoRA adds begins at nothing (docs/log.md has the measurement)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from bertune.evaluate.rule import Rule
 from bertune.evaluate.slices import slices
 from bertune.files import write_json
 
+ATTACK = "<script>alert(1)</script>"
 FINDING = {
     "kind": "leak", "severity": "warning", "count": 2, "message": "2 of 9 rows <b>of test</b> are in train, too",
     "advice": "Take them out.", "rows": [{"split": "test", "file": "a&b.csv", "row": 3}],
@@ -85,4 +86,31 @@ def make_result(
         **{f"prob:{label}": shares[:, place] for place, label in enumerate(labels)},
         **{f"logit:{label}": logits[:, place] for place, label in enumerate(labels)},
     }).write_parquet(run / "predictions-test.parquet")  # fmt: skip
+    return out
+
+
+def make_pretraining(out: Path, *, objective: str = "both", held_out: bool = True) -> Path:
+    """A pre-training in `out` without its model, from made-up figures."""
+    masked = {"perplexity": 60.0, "masked_accuracy": 0.1, "masked_loss": 4.1, "masked_tokens": 1234}
+    pairs = {"next_accuracy": 0.5, "next_loss": 0.7, "pairs": 99}
+    before = {"mlm": masked, "nsp": pairs, "both": masked | pairs}[objective]
+    after = {name: value * {"perplexity": 0.5, "masked_accuracy": 3, "next_accuracy": 1.5}.get(name, 1)
+             for name, value in before.items()}  # fmt: skip
+    metrics = {
+        "objective": objective, "corpus": {"documents": 1, "tokens": 5678, "characters": 9999}, "steps": 4,
+        "tokens": 5000, "seconds": 1.0, "new_weights": [f"head.{ATTACK}"], "versions": {"bertune": "0"},
+    }  # fmt: skip
+    history = [{"kind": "step", "step": step, "epoch": step / 4, "loss": 4 - step / 2, "lr": 1e-4} for step in (1, 4)]
+    if held_out:
+        metrics |= {"before": before, "held_out": after}
+        history += [{"kind": "eval", "step": step, "epoch": step / 4, "split": "valid", "metrics": measured}
+                    for step, measured in ((0, before), (4, after))]  # fmt: skip
+    run = out / "run"
+    run.mkdir(parents=True)
+    for name, value in (("metrics", metrics), ("machine", {"threads": 1}),
+                        ("pretrained", {"files": [], "base_model": {"name": ATTACK, "title": ""}})):  # fmt: skip
+        (run / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
+    (run / "machine.json").rename(run / "machine.yaml")
+    (run / "config.yaml").write_text(f"data: {{files: ['{out.parent}/texts <i>.txt']}}", encoding="utf-8")
+    (run / "history.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in history), encoding="utf-8")
     return out

@@ -370,6 +370,19 @@ class TestAuto:
         assert Bundle.read(resumed.out).long_text.first == chosen
         assert train(tmp_path / "out", tiny_bert, rows, settings=options, resume=True).metrics == resumed.metrics
 
+    def test_with_pre_training_the_ways_are_tried_before_it_and_that_is_said(
+        self, tiny_bert: Path, tmp_path: Path
+    ) -> None:
+        told = Told()
+        options = {"model.long_text": "auto", "train.max_steps": 2}
+        options |= {"pretrain.on": ["train"], "pretrain.max_steps": 1, "pretrain.max_length": 32}
+        result = train(tmp_path / "out", tiny_bert, long_rows(120), told=told, settings=options)
+
+        words = ("Trying 4 ways, from the encoder as it is before pre-training, for one epoch of ", "Pre-training: ")
+        tried, trained = (next(place for place, text in enumerate(told.said) if part in text) for part in words)
+        assert tried < trained
+        assert (result.out / "run/pretrain/model.safetensors").is_file()
+
     def test_where_hardly_anything_is_cut_nothing_is_tried(self, tiny_bert: Path, tmp_path: Path) -> None:
         told = Told()
         result = train(tmp_path / "out", tiny_bert, topic_rows(60), told=told, settings={"model.long_text": "auto"})

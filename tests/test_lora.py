@@ -207,6 +207,13 @@ def test_evaluation_while_training_is_that_of_the_result(tmp_path: Path, tiny_be
     assert result.metrics["valid"]["log_loss"] == pytest.approx(best, rel=1e-5)
 
 
+def test_the_run_says_that_its_rate_is_that_of_lora(tmp_path: Path, tiny_bert: Path) -> None:
+    told = Told()
+    train(tmp_path / "out", tiny_bert, model__lora=4, train__lr=None, train__max_steps=2, listener=told)
+    assert any("learning rate 0.001, 10 times the usual one, for LoRA (head: 0.01)." in text for text in told.said)
+    assert max(step.lr for step in told.steps) == pytest.approx(1e-3)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, tiny_bert: Path, precision: str) -> None:
     settings: dict[str, Any] = {"model__lora": 4, "train__precision": precision, "train__checkpoint_steps": 7}

@@ -16,8 +16,9 @@ import yaml
 from safetensors.torch import load_file
 
 import bertune
-from bertune.errors import ConfigError, Interrupted, ModelError
+from bertune.errors import ConfigError, Interrupted, ModelError, TrainingError
 from bertune.model.kernels import library
+from bertune.model.losses import Loss
 from bertune.model.multi import Uncertainty
 from bertune.multitaskconfig import JointOptions, MultiConfig
 from bertune.training.loop import Course
@@ -303,6 +304,72 @@ def test_a_command_for_one_model_names_the_results_within(done: Joint, tmp_path:
     assert call("evaluate", done.out / "tasks" / "topics", tmp_path / "x.csv").code == 0
 
 
+# Where the loss grows without end
+
+
+STEADY = {"schedule": "constant", "warmup": 0.0}
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, factor: float, *, after: int) -> None:
+    """Losses are multiplied by `factor` after so many of them."""
+    usual, calls = Loss.__call__, []
+
+    def spoiled(self: Loss, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return usual(self, logits, targets) * (factor if len(calls) > after else 1.0)
+
+    monkeypatch.setattr(Loss, "__call__", spoiled)
+
+
+def test_a_divergence_keeps_the_last_good_weights_of_all_tasks_where_they_can_be_used(
+    tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, out = ("topics", "pairs"), tmp_path / "out"
+    last = STEADY | {"select_best": False}
+    whole = joint(tmp_path / "whole", tiny_bert, names=names, train=last | {"max_steps": 7})
+    with monkeypatch.context() as patch:
+        spoil(patch, math.nan, after=7)
+        with pytest.raises(TrainingError) as caught:
+            joint(out, tiny_bert, names=names, train=last)
+    place = out / "run" / "last-good"
+    assert "Step 8: the loss is no longer a finite number" in str(caught.value)
+    assert f"The weights of step 7 are kept in {place}, which --model and bertune predict take." in str(caught.value)
+    assert weights(place) == weights(whole.out)
+    texts = ["the cat is old .", "a hammer and a nail ."]
+    assert bertune.load(place, threads=1).predict(texts, task="topics") == \
+        bertune.load(whole.out, threads=1).predict(texts, task="topics")  # fmt: skip
+    new = write_rows(tmp_path / "new.csv", [{"text": text, "first": text, "second": "b"} for text in texts])
+    assert call("predict", place, new, "--out", tmp_path / "scored.csv").code == 0
+    told = Told()
+    joint(tmp_path / "further", place, names=names, listener=told)
+    assert not any("New weights" in text for text in told.said)
+    with pytest.raises(ModelError, match="has not finished"):
+        bertune.load(out)
+    joint(out, tiny_bert, names=names, train=last, resume=True)  # what spoilt it is gone
+    assert not place.exists() and bertune.load(out, threads=1).tasks == names
+
+
+def test_a_loss_that_has_run_away_leaves_the_best_weights_so_far(
+    tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, out = ("topics", "pairs"), tmp_path / "out"
+    whole = joint(tmp_path / "whole", tiny_bert, names=names, train=STEADY | {"epochs": 1})
+    best = whole.metrics["train"]["steps"]
+    spoil(monkeypatch, 20.0, after=best)
+    with pytest.raises(TrainingError, match=rf"training diverges\..* The weights of step {best} are kept"):
+        joint(out, tiny_bert, names=names, train=STEADY | {"epochs": 9})
+    assert weights(out / "run" / "last-good") == weights(whole.out)
+
+
+def test_where_nothing_good_was_saved_that_is_said(
+    tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, math.nan, after=0)
+    with pytest.raises(TrainingError, match="There are no good weights from before to keep"):
+        joint(tmp_path / "out", tiny_bert, names=("topics",))
+    assert not (tmp_path / "out/run/last-good").exists()
+
+
 # Taking up, dropping, adding
 
 
@@ -427,6 +494,36 @@ def test_a_task_trains_on_alone_and_that_is_taken_up_too(tmp_path: Path, tiny_be
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_alone_a_task_may_learn_at_a_rate_of_its_own(tmp_path: Path, tiny_bert: Path) -> None:
+    train = {"head_lr": 2e-2, "schedule": "constant", "warmup": 0.0}
+
+    def rates(out: str, **more: Any) -> list[float]:
+        told = Told()
+        result = joint(tmp_path / out, tiny_bert, names=("topics",), train=train, then_alone=True, listener=told,
+                       **more)  # fmt: skip
+        steps = result.metrics["train"]["steps"]
+        assert {step.lr for step in told.steps[:steps]} == {5e-3}  # the joint part
+        plans = [plan for plan in told.said if plan.startswith("Training: ")]
+        assert len(plans) == 1
+        heads.append("(head: " in plans[0])
+        return [step.lr for step in told.steps[steps:]]
+
+    heads: list[bool] = []
+    assert set(rates("usual")) == {5e-3}
+    assert set(rates("lower", alone_lr=1e-4)) == {1e-4}
+    assert heads == [True, False]  # the lower one is that of the head, too
+    assert weights(tmp_path / "usual") == weights(tmp_path / "lower")
+    with pytest.raises(ConfigError, match=r"started with other options: alone_lr \(was 0\.0001, now None\)"):
+        joint(tmp_path / "lower", tiny_bert, names=("topics",), train=train, then_alone=True, resume=True)
+
+
+def test_the_record_names_the_rate_alone_only_where_there_is_one(tiny_bert: Path) -> None:
+    plain = MultiConfig.parse(options(tiny_bert, then_alone=True))
+    assert "alone_lr" not in plain.record()
+    assert MultiConfig.parse(options(tiny_bert, then_alone=True, alone_lr=1e-5)).record() == \
+        plain.record() | {"alone_lr": 1e-5}  # fmt: skip
+
+
 # The command, and what is refused
 
 
@@ -454,6 +551,8 @@ def test_one_file_of_tasks_is_all_that_the_command_needs(tmp_path: Path, tiny_be
     ("changes", "text"),
     [
         ({"names": ()}, "none are named"), ({"temperature": 3}, "temperature 3 needs sampling temperature"),
+        ({"alone_lr": 1e-5}, "alone_lr 1e-05 needs then_alone"),
+        ({"then_alone": True, "alone_lr": 0}, "alone_lr"),
         ({"uncertainty": True, "tasks": {"many": {"weight": 2}}}, "leave one out"),
         ({"tasks": {"many": {"train": {"lr": 1e-3}}}}, "belongs to all tasks"),
         ({"tasks": {"many": {"wieght": 2}}}, "wieght"), ({"train": {"adversarial": "freelb"}}, "freelb moves"),

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 import bertune
 from bertune.config import Config
 from bertune.data.documents import TextSource
-from bertune.errors import ConfigError, DataError, Interrupted, ModelError
+from bertune.errors import ConfigError, DataError, Interrupted, ModelError, TrainingError
 from bertune.model.kernels import library
+from bertune.model.pretraining import PretrainingModel
 from bertune.settings import nested
 from bertune.training import pretrain as module
 from bertune.training.pretrain import Pretrained, pretrain
@@ -51,10 +52,11 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_curves() -> Any:
-    """Without curves.png, which takes longer than a tiny pre-training; one test draws it."""
+    """Without pictures, which take longer than a tiny pre-training; one test draws the curve, the report's its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "plot_pretraining", lambda history, path: None)
         patch.setattr("bertune.training.finish.plot_curves", lambda history, path, *, metric: None)
+        patch.setattr("bertune.report.write.draw_pretraining", lambda history: {})
         yield
 
 
@@ -278,6 +280,26 @@ class TestResume:
         assert told.said == [f"{tmp_path / 'out'} holds a complete pre-training already; nothing to do."]
 
 
+def test_a_divergence_leaves_the_last_good_weights_as_a_model(
+    books: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, calls = PretrainingModel.loss, []
+
+    def broken(self: PretrainingModel, *args: Any, **named: Any) -> torch.Tensor:
+        calls.append(1)
+        return usual(self, *args, **named) * (torch.nan if len(calls) > 3 else 1.0)
+
+    monkeypatch.setattr(PretrainingModel, "loss", broken)
+    place = tmp_path / "out" / "run" / "last-good"
+    words = rf"Step 4: the loss is no longer .* The weights of step 3 are kept in {place}, which --model takes\."
+    with pytest.raises(TrainingError, match=words):
+        run(books, tiny_bert, tmp_path / "out")
+    monkeypatch.undo()
+    told = Told()
+    run(books, place, tmp_path / "further", listener=told, pretrain__max_steps=1)
+    assert not any("New weights" in text for text in told.said)
+
+
 class TestFromScratch:
     SIZES: ClassVar[dict[str, Any]] = {
         "pretrain__from_scratch": "mini", "pretrain__vocab_size": 400, "pretrain__layers": 2, "pretrain__hidden": 16,
@@ -408,6 +430,19 @@ class TestCommand:
         replaced = shell("pretrain", books, "--model", tiny_bert, "--out", out, "--overwrite", "--quiet", *SHELL)
         assert replaced.code == 0, replaced.err
         assert (out / "model.safetensors").is_file()
+
+    def test_it_leaves_a_page_unless_told_otherwise(self, books: Path, tiny_bert: Path, tmp_path: Path) -> None:
+        asked = ("--model", tiny_bert, *SHELL, "--set", "pretrain.max_steps=1")
+        done = shell("pretrain", books, "--out", tmp_path / "out", *asked)
+        page = tmp_path / "out" / "run" / "report.html"
+        assert f"The report is in {page}." in done.err
+        assert "Report of a pre-training" in page.read_text(encoding="utf-8")
+        page.unlink()
+        assert shell("pretrain", "--resume", "--out", tmp_path / "out").code == 0
+        assert page.is_file()
+        done = shell("pretrain", books, "--out", tmp_path / "none", "--set", "report.page=no", *asked)
+        assert done.code == 0, done.err
+        assert not (tmp_path / "none" / "run" / "report.html").exists()
 
     @pytest.mark.parametrize(
         ("arguments", "text"),

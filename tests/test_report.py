@@ -18,13 +18,13 @@ from bertune.errors import ModelError
 from bertune.evaluate.rule import Rule
 from bertune.report.gather import Gathered, gather
 from bertune.report.page import script_json
+from bertune.report.pretraining import headline
 from bertune.report.sweep import MARKS, sweep
-from bertune.report.write import write_report
-from made_results import make_result
+from bertune.report.write import write_pretraining, write_report
+from made_results import ATTACK, make_pretraining, make_result
 from shell import call, write_rows
 from tiny_runs import QUICK, topic_rows
 
-ATTACK = "<script>alert(1)</script>"
 AWKWARD = (ATTACK, "\"&'", "עברית <b>", "😀 $x$ $y$", "W" * 300)
 VOID = {"meta", "link", "img", "br", "input", "hr", "path", "use", "rect", "line"}
 
@@ -389,12 +389,81 @@ def test_data_in_memory_gives_its_texts_and_the_page_can_be_switched_off(tmp_pat
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_joint_training_leaves_a_page_a_task_and_another_where_it_went_on_alone(
+    tmp_path: Path, tiny_bert: Path
+) -> None:
+    chosen = {
+        "model": {"name": str(tiny_bert), "max_length": 24}, "check": {"enabled": False}, "then_alone": True,
+        "train": {"threads": 1, "device": "cpu", "precision": "fp32", "max_steps": 4, "batch_size": 8},
+        "tasks": {"loud": {}, "quiet": {"report": {"page": False}}},
+    }  # fmt: skip
+    rows = topic_rows(60)
+    out = bertune.multitask(chosen, out=tmp_path / "out", data={"loud": rows, "quiet": rows}).out
+
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("report.html")) == [
+        "alone/loud/run/report.html", "tasks/loud/run/report.html"
+    ]  # fmt: skip
+    mistake = gather(out / "alone/loud").mistakes[0]
+    assert rows[mistake.row - 1]["text"] in Page((out / "alone/loud/run/report.html").read_text("utf-8")).text
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_without_held_out_rows_the_page_says_that_nothing_is_known(tmp_path: Path, tiny_bert: Path) -> None:
     settings = QUICK | {"train.max_steps": 1, "data.hold_out": False}
     out = bertune.train(topic_rows(40), out=tmp_path / "run", model=tiny_bert, settings=settings).out
     text = Page((out / "run/report.html").read_text(encoding="utf-8")).text
 
     assert "No rows were held out, so nothing is known about how good this model is." in text
+
+
+# Pre-training
+
+
+def test_the_page_of_a_pre_training_has_its_figures_and_takes_nothing_for_markup(tmp_path: Path) -> None:
+    out = make_pretraining(tmp_path / "out <b>")
+    text = write_pretraining(out).read_text(encoding="utf-8")
+    page = Page(text)
+
+    assert "better than before: perplexity 60 before, 30 now." in page.text
+    assert "Perplexity 60 30 Masked accuracy 0.1 0.3 Next-sentence accuracy 0.5 0.75" in page.text
+    assert "1,234 tokens to guess, 99 pairs of texts" in page.text and "from 1 document of 5,678 tokens" in page.text
+    assert f"It began with {ATTACK}." in page.text and f"head.{ATTACK}" in page.text
+    assert "bertune pretrain --config 'out <b>'/run/config.yaml --out 'out <b>-again'" in page.text
+    assert "texts <i>.txt" in page.text and str(tmp_path) not in html.unescape(text)
+    tags = [tag for tag, _ in page.tags]
+    assert not {"script", "b", "i"} & set(tags)
+    assert tags.count("svg") == 4 and tags.count("table") == tags.count("caption") == 1
+    ids = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
+    assert len(set(ids)) == len(ids)
+    policy = next(each["content"] for _, each in page.tags if each.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None and policy.startswith("default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256")
+    assert not re.search(r"https?://", text.replace("http://www.w3.org/", ""))
+    names = {"loss", "perplexity", "masked-accuracy", "next-accuracy"}
+    assert {path.name for path in (out / "run/figures").iterdir()} == {
+        f"{name}.{kind}" for name in names for kind in ("svg", "png")
+    }
+
+
+def test_the_verdict_of_a_pre_training_says_no_more_than_was_measured(tmp_path: Path) -> None:
+    alone = Page(write_pretraining(make_pretraining(tmp_path / "a", objective="nsp")).read_text(encoding="utf-8")).text
+    assert "It guesses next sentences of texts that it was not trained on better than before" in alone
+    assert "Masked accuracy" not in alone and "to guess," not in alone
+    unknown = make_pretraining(tmp_path / "b", held_out=False)
+    text = Page(write_pretraining(unknown).read_text(encoding="utf-8")).text
+    assert "Nothing was held out, so nothing is known about what it learned." in text and "before: " not in text
+    assert headline({"before": {"perplexity": 5.0}, "held_out": {"perplexity": 5.0}}).endswith(
+        "no better than before: perplexity 5 before, 5 now."
+    )
+
+
+def test_bertune_report_makes_the_page_of_a_pre_training(tmp_path: Path) -> None:
+    out = make_pretraining(tmp_path / "out")
+    done = call("report", out)
+    assert (done.code, done.err) == (0, f"The report is in {out / 'run' / 'report.html'}.\n")
+    assert call("report", out, "--explain", "3").code == 2
+    (out / "run/metrics.json").unlink()
+    done = call("report", out)
+    assert done.code != 0 and "a pre-training that has not finished" in done.err
 
 
 def test_a_page_that_cannot_be_written_is_named_as_it_was_given(tmp_path: Path) -> None:

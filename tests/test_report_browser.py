@@ -13,8 +13,8 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from bertune.evaluate.rule import Rule
 from bertune.report.gather import Gathered, gather
-from bertune.report.write import write_report
-from made_results import make_result
+from bertune.report.write import write_pretraining, write_report
+from made_results import make_pretraining, make_result
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 LABELS = ("plain", "<script>alert(1)</script>", "A" * 200)
@@ -50,6 +50,11 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return gathered, write_report(gathered).as_uri()
 
 
+@pytest.fixture(scope="module")
+def pretraining(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_pretraining(make_pretraining(tmp_path_factory.mktemp("pretraining") / "run")).as_uri()
+
+
 class Visit:
     """A page that was opened, with what it asked the network for and what it complained of."""
 
@@ -79,12 +84,14 @@ class Visit:
             self.page.keyboard.press(key)
 
 
-def test_nothing_is_fetched_and_nothing_is_complained_of(browser: Any, multi: Made, single: Made) -> None:
-    for _, address in (multi, single):
+def test_nothing_is_fetched_and_nothing_is_complained_of(
+    browser: Any, multi: Made, single: Made, pretraining: str
+) -> None:
+    for address, title in ((multi[1], "report"), (single[1], "report"), (pretraining, "pre-training")):
         with Visit(browser, address) as visit:
             assert visit.asked == [address]
             assert visit.complaints == []
-            assert visit.page.title() == "run: report"
+            assert visit.page.title() == f"run: {title}"
 
 
 def test_a_script_that_is_slipped_in_does_not_run(browser: Any, multi: Made, tmp_path: Path) -> None:
@@ -141,8 +148,10 @@ def test_the_slider_of_one_label_a_row_shows_coverage_and_accuracy(browser: Any,
 
 
 @pytest.mark.parametrize("width", [360, 768, 1280])
-def test_nothing_is_wider_than_the_screen(browser: Any, multi: Made, single: Made, width: int) -> None:
-    for _, address in (multi, single):
+def test_nothing_is_wider_than_the_screen(
+    browser: Any, multi: Made, single: Made, pretraining: str, width: int
+) -> None:
+    for address in (multi[1], single[1], pretraining):
         with Visit(browser, address, viewport={"width": width, "height": 740}) as visit:
             visit.page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
             assert visit.page.evaluate("document.documentElement.scrollWidth") <= width

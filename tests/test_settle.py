@@ -20,8 +20,8 @@ def encoder(hidden: int = 384) -> EncoderConfig:
     )
 
 
-def plan(rows: int, *, hidden: int = 384, new_head: bool = False, **values: Any) -> Any:
-    return settle(TrainConfig.model_validate(values), rows=rows, encoder=encoder(hidden), new_head=new_head)
+def plan(rows: int, *, hidden: int = 384, new_head: bool = False, lora: bool = False, **values: Any) -> Any:
+    return settle(TrainConfig.model_validate(values), rows=rows, encoder=encoder(hidden), new_head=new_head, lora=lora)
 
 
 class TestDefaults:
@@ -43,6 +43,17 @@ class TestDefaults:
         assert plan(1000, lr=1e-4, new_head=True).head_lr == pytest.approx(1e-3)
         assert plan(1000, lr=1e-4, head_lr=5e-5, new_head=True).head_lr == 5e-5
         assert plan(1000, lr=1e-4, new_head=True).sentence().endswith("learning rate 0.0001 (head: 0.001).")
+
+    def test_the_matrices_of_lora_take_larger_steps_where_no_rate_is_given(self) -> None:
+        for hidden in (384, 768, 1024):
+            full, found = (plan(1000, hidden=hidden, new_head=True, lora=lora) for lora in (False, True))
+            assert (found.lr, found.head_lr) == (pytest.approx(10 * full.lr), pytest.approx(10 * full.head_lr))
+        assert plan(1000, lora=True, new_head=True).sentence().endswith(
+            "learning rate 0.001, 10 times the usual one, for LoRA (head: 0.01)."
+        )
+        assert plan(1000, lora=True, head_lr=1e-3).lr == pytest.approx(1e-3)
+        given = plan(1000, lr=1e-4, new_head=True, lora=True)
+        assert given == plan(1000, lr=1e-4, new_head=True)
 
     def test_what_is_given_is_taken(self) -> None:
         found = plan(1000, epochs=7, batch_size=50, lr=3e-4)

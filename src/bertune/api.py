@@ -92,7 +92,13 @@ def pretrain(
         place="pretrain()",
         more={"pretrain": {"objective": objective, "epochs": epochs, "lr": lr}, "train": {"seed": seed}},
     )  # fmt: skip
-    return run(chosen, out=out, source=source, resume=resume, overwrite=overwrite, listener=listener)
+    result = run(chosen, out=out, source=source, resume=resume, overwrite=overwrite, listener=listener)
+    if chosen.report.page:
+        from bertune.report.write import keep_pretraining_page
+        from bertune.training.listen import Silent
+
+        keep_pretraining_page(result.out, say=(listener or Silent()).say)
+    return result
 
 
 def multitask(

@@ -28,7 +28,7 @@ __all__ = [
 # The options that a pre-training depends on; the others have no effect on it.
 PRETRAINING_KEYS = (
     "data.files", "data.text", *(f"data.{name}" for name in ("format", "header", "columns", "encoding", "quoting")),
-    "model.name", "model.revision", "model.dropout", "cache.folder", "cache.limit",
+    "model.name", "model.revision", "model.dropout", "report.page", "cache.folder", "cache.limit",
     *(f"pretrain.{name}" for name in PretrainConfig.model_fields if name != "on"),
     *(f"train.{name}" for name in ("seed", "device", "precision", "threads", "token_budget", "kernels", "compile",
                                    "checkpoint_minutes", "checkpoint_steps")),

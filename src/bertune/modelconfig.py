@@ -68,7 +68,7 @@ class ModelConfig(Section):
         "head",
         description="What is read of a text that does not fit: head (its beginning), tail (its end), head+tail (128 "
         "tokens of the beginning, then the end), N+tail, hierarchical (all of it, in chunks), or auto, which tries "
-        "these on the validation rows.",
+        "these on the validation rows (with --pretrain-on, before that).",
         json_schema_extra=flag(
             "--long-text", group="Long texts", metavar="head|tail|head+tail|N+tail|hierarchical|auto"
         ),
@@ -105,7 +105,8 @@ class ModelConfig(Section):
     lora: int = Field(
         0,
         ge=0,
-        description="Train the head and, in place of the encoder, matrices of this rank beside its own (LoRA); 0: off.",
+        description="Train the head and, in place of the encoder, matrices of this rank beside its own (LoRA), by "
+        "default at ten times the usual rate; 0: off.",
         json_schema_extra=flag("--lora", group="Regularisation", metavar="RANK"),
     )
     lora_alpha: float = Field(16.0, gt=0, description="LoRA's matrices count alpha / rank times.")

@@ -67,6 +67,9 @@ class JointOptions(Section):
                                "more alike.")  # fmt: skip
     uncertainty: bool = Field(False, description="Learn how much each task's loss counts (Kendall et al. 2018).")
     then_alone: bool = Field(False, description="Afterwards fine-tune each task alone from the joint encoder.")
+    alone_lr: float | None = Field(
+        None, gt=0, description="Peak learning rate of encoder and head in that; by default as the section train says.",
+    )  # fmt: skip
     tasks: dict[str, TaskOptions] = Field({}, description="The tasks by name.")
 
     @field_validator("tasks")
@@ -81,6 +84,8 @@ class JointOptions(Section):
     def _go_together(self) -> JointOptions:
         if self.sampling != "temperature" and "temperature" in self.model_fields_set:
             raise ValueError(f"temperature {self.temperature:g} needs sampling temperature")
+        if self.alone_lr is not None and not self.then_alone:
+            raise ValueError(f"alone_lr {self.alone_lr:g} needs then_alone")
         for name, task in self.tasks.items():
             if self.uncertainty and task.weight != 1:
                 raise ValueError(
@@ -180,6 +185,8 @@ class MultiConfig:
         options = {name: getattr(self.options, name) for name in ("sampling", "uncertainty", "then_alone")}
         if self.options.sampling == "temperature":
             options["temperature"] = self.options.temperature
+        if self.options.alone_lr is not None:
+            options["alone_lr"] = self.options.alone_lr
         tasks = {name: task.model_dump(mode="json") for name, task in self.options.tasks.items()}
         return {**shared, **options, "tasks": tasks}
 

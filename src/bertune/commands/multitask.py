@@ -56,6 +56,13 @@ class Multitask(Resumable):
     then_alone: Annotated[
         bool, switch("--then-alone", "Afterwards fine-tune each task alone from the joint encoder; into alone/.")
     ] = False
+    alone_lr: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER", help="Peak learning rate of --then-alone, of encoder and head. Default: as in the file's "
+            "section train.",
+        ),
+    ] = None  # fmt: skip
 
     def run(self) -> None:
         display = start_display(quiet=self.quiet)
@@ -67,7 +74,7 @@ class Multitask(Resumable):
         config = MultiConfig.load(record if self.file is None else self.file)
         shared = configured(self, config.shared, keys=KEYS, say=display.say)
         given: dict[str, Any] = {
-            name: value for name in ("sampling", "temperature", "uncertainty", "then_alone")
+            name: value for name in ("sampling", "temperature", "uncertainty", "then_alone", "alone_lr")
             if (value := getattr(self, name)) not in (None, False)
         }  # fmt: skip
         config = config.updated(given, shared=shared, place="options")

@@ -10,6 +10,7 @@ import typer
 from bertune.commands.options import Resumable, configured, flags_of, switch, with_flags
 from bertune.commands.output import print_json, print_table, shell_word
 from bertune.config import PRETRAINING_KEYS, Config
+from bertune.evaluate.curves import HELD_OUT
 from bertune.progress import start_display
 
 
@@ -52,6 +53,10 @@ class Pretrain(Resumable):
         from bertune.training.pretrain import pretrain
 
         result = pretrain(config, out=out, resume=self.resume, overwrite=self.overwrite, listener=display)
+        if config.report.page:
+            from bertune.report.write import keep_pretraining_page
+
+            keep_pretraining_page(result.out, say=display.say)
         if self.as_json:
             print_json({"out": str(result.out), "metrics": result.metrics})
         else:
@@ -64,12 +69,9 @@ def print_measured(metrics: dict[str, Any]) -> None:
     """What the held-out part cost before and after."""
     if "held_out" not in metrics:
         return
-    titles = {
-        "perplexity": "perplexity", "masked_accuracy": "masked accuracy", "next_accuracy": "next-sentence accuracy",
-    }  # fmt: skip
     before, after = metrics["before"] or {}, metrics["held_out"]
     rows = [
-        [title, *(f"{found[name]:.4g}" if name in found else "" for found in (before, after))]
-        for name, title in titles.items() if name in after
+        [title.lower(), *(f"{found[name]:.4g}" if name in found else "" for found in (before, after))]
+        for name, title in HELD_OUT.items() if name in after
     ]  # fmt: skip
     print_table([["held-out part", "before", "after"], *rows])

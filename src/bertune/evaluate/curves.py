@@ -19,6 +19,9 @@ INK, FAINT, GRID = "#24292f", "#b9c3cf", "#e6e9ed"
 # Three hues that stay apart for colour-blind readers and in grey; the training split is blue everywhere.
 COLOURS = {"train": "#2a6fb0", "valid": "#d1621b", "test": "#3f8f5f"}
 _NAMES = {"train": "training", "valid": "validation", "test": "test"}
+HELD_OUT = {
+    "perplexity": "Perplexity", "masked_accuracy": "Masked accuracy", "next_accuracy": "Next-sentence accuracy",
+}  # fmt: skip
 _MARKERS = {"train": "s", "valid": "o", "test": "^"}
 
 
@@ -52,24 +55,26 @@ def plot_pretraining(history: list[Record], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    titles = {
-        "perplexity": "Perplexity", "masked_accuracy": "Masked accuracy", "next_accuracy": "Next-sentence accuracy",
-    }  # fmt: skip
-    shown = [name for name in titles if _values(history, "valid", name)[1]]
+    shown = [name for name in HELD_OUT if _values(history, "valid", name)[1]]
     figure = Figure(figsize=(5 * (1 + len(shown)), 4), dpi=150, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     losses, *others = np.atleast_1d(figure.subplots(1, 1 + len(shown)))
     draw_losses(losses, history)
     for axes, name in zip(others, shown, strict=True):
-        _draw_evaluations(axes, history, "valid", name)
-        if name == "perplexity":
-            axes.set_yscale("log")
-        dress(axes, titles[name], "held-out part")
+        draw_held_out(axes, history, name)
     for axes in (losses, *others):
         fit_epochs(axes, history)
         axes.set_xlabel("pass over the corpus", color=INK)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def draw_held_out(axes: Axes, history: list[Record], name: str) -> None:
+    """One of `HELD_OUT` through a pre-training."""
+    _draw_evaluations(axes, history, "valid", name)
+    if name == "perplexity":
+        axes.set_yscale("log")
+    dress(axes, HELD_OUT[name], "held-out part")
 
 
 def fit_epochs(axes: Axes, history: list[Record]) -> None:

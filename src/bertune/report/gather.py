@@ -127,20 +127,20 @@ def gather(out: str | Path, *, source: Any = None, moved: Mapping[str, Any] | No
         there = config.updated({"data": dict(moved)}) if config is not None and moved else config
         found["mistakes"], found["no_texts"] = with_texts(worst, answers, there, source)
     return Gathered(
-        out=out, bundle=bundle, metrics=metrics, split=split, history=_lines(run / "history.jsonl"),
+        out=out, bundle=bundle, metrics=metrics, split=split, history=lines_of(run / "history.jsonl"),
         machine=read_yaml(run / "machine.yaml") if (run / "machine.yaml").is_file() else {},
-        rows=(_json(run / "data.json") or {}).get("rows", {}),
-        findings=(_json(run / "check.json") or {}).get("findings"),
-        config=None if config is None else shown_config(config), **found,
+        rows=(json_of(run / "data.json") or {}).get("rows", {}),
+        findings=(json_of(run / "check.json") or {}).get("findings"),
+        config=None if config is None else shown_config(config.record()), **found,
     )  # fmt: skip
 
 
-def shown_config(config: Config) -> str:
-    """The configuration as YAML, local paths cut down to file names: a page is passed on, and run/config.yaml has
-    them whole."""
+def shown_config(values: Mapping[str, Any]) -> str:
+    """What run/config.yaml holds, with local paths cut down to file names: a page is passed on, and the file has them
+    whole."""
     import yaml
 
-    return yaml.safe_dump(_without_folders(config.record()), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_without_folders(values), sort_keys=False, allow_unicode=True)
 
 
 def _without_folders(value: Any) -> Any:
@@ -163,7 +163,8 @@ def _metrics(out: Path) -> dict[str, Any]:
         raise ModelError(f"{out / 'run' / 'metrics.json'}: not readable: {error}. Copy the folder again.") from None
 
 
-def _json(path: Path) -> Any:
+def json_of(path: Path) -> Any:
+    """What a JSON file holds; None where it is not there."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -172,7 +173,8 @@ def _json(path: Path) -> Any:
         raise ModelError(f"{path}: not readable: {error}. Copy the folder again.") from None
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """What the lines of a JSON lines file hold; none where it is not there."""
     if not path.is_file():
         return []
     try:

@@ -48,7 +48,7 @@ def run_page(
     matrix = None
     if answers is not None and answers.task.num_labels <= MOST:
         matrix = confusion(answers).tolist()
-    return _render(
+    return render(
         "run.html", script=_read("page.js"), title=f"{gathered.name}: report", run=gathered, task=gathered.task,
         metrics=metrics, split=split, metric=metrics["metric"], headline=headline(gathered),
         said=verdict(metrics)[1:],  # the first is told in large type
@@ -68,7 +68,7 @@ def findings_page(checkup: Checkup, *, name: str) -> str:
     findings = checkup.to_dict()["findings"]
     rows = {} if checkup.corpus is None else {part: len(each.targets) for part, each in checkup.corpus.parts.items()}
     task = None if checkup.corpus is None else checkup.corpus.task
-    return _render(
+    return render(
         "doctor.html", script="", title=f"{name}: check of the data", name=name, findings=findings, rows=rows,
         task=task, summary=checkup.summary(), doubts=(checkup.doubts or [])[:ROWS],
         all_doubts=len(checkup.doubts or []), text_limit=TEXT,
@@ -100,7 +100,8 @@ def script_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _render(template: str, *, script: str, **values: Any) -> str:
+def render(template: str, *, script: str, **values: Any) -> str:
+    """A template filled in; whatever is no `Markup` is escaped. script: the only one that may run."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, loader=FunctionLoader(_read), trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,

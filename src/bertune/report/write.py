@@ -13,7 +13,9 @@ from bertune.files import write_atomic
 from bertune.report.explained import QUICK, explained
 from bertune.report.figures import draw_all
 from bertune.report.gather import Gathered, gather
+from bertune.report.ink import Picture
 from bertune.report.page import findings_page, run_page
+from bertune.report.pretraining import draw_pretraining, gather_pretraining, pretraining_page
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -42,13 +44,29 @@ def write_report(
     """
     pictures = draw_all(gathered)
     if target is None:
-        target, folder = page_of(gathered.out), gathered.out / "run" / "figures"
-        folder.mkdir(exist_ok=True)
-        for name, picture in pictures.items():
-            write_atomic(folder / f"{name}.svg", picture.svg)
-            write_atomic(folder / f"{name}.png", picture.png)
+        target = _with_figures(gathered.out, pictures)
     write_atomic(target, run_page(gathered, pictures, attributions, remark))
     return target
+
+
+def write_pretraining(out: Path, target: Path | None = None) -> Path:
+    """The same for the pre-training in `out`."""
+    found = gather_pretraining(out)
+    pictures = draw_pretraining(found.history)
+    if target is None:
+        target = _with_figures(out, pictures)
+    write_atomic(target, pretraining_page(found, pictures))
+    return target
+
+
+def _with_figures(out: Path, pictures: Mapping[str, Picture]) -> Path:
+    """Where the page goes in the run folder, with the figures in files beside it."""
+    folder = out / "run" / "figures"
+    folder.mkdir(exist_ok=True)
+    for name, picture in pictures.items():
+        write_atomic(folder / f"{name}.svg", picture.svg)
+        write_atomic(folder / f"{name}.png", picture.png)
+    return page_of(out)
 
 
 def write_findings(found: Checkup, target: Path, names: Sequence[str]) -> None:
@@ -59,20 +77,35 @@ def write_findings(found: Checkup, target: Path, names: Sequence[str]) -> None:
 def keep_pages(
     out: Path, config: MultiConfig, *, sources: Mapping[str, Any], say: Callable[[str], None]
 ) -> None:
-    """The pages of the tasks of a joint training."""
-    for name in config.names:
-        keep_page(out / "tasks" / name, config.task(name), source=sources.get(name), say=say)
+    """The pages of the tasks of a joint training, and of what each became alone afterwards."""
+    for part in ("tasks", "alone") if config.options.then_alone else ("tasks",):
+        for name in config.names:
+            keep_page(out / part / name, config.task(name), source=sources.get(name), say=say)
 
 
 def keep_page(out: Path, config: Config, *, source: Any, say: Callable[[str], None]) -> None:
-    """The page of a training that has just ended, where it is wanted and not there yet. Nothing that goes wrong with it
-    costs the result."""
-    if not config.report.page or page_of(out).exists():
-        return
-    try:
+    """The page of a training that has just ended, where it is wanted and not there yet."""
+
+    def write() -> Path:
         gathered = gather(out, source=source)
         pieces, remark = explained(gathered, limit=QUICK, quick=True)
-        say(f"The report is in {write_report(gathered, attributions=pieces, remark=remark)}.")
+        return write_report(gathered, attributions=pieces, remark=remark)
+
+    if config.report.page:
+        _keep(out, write, say)
+
+
+def keep_pretraining_page(out: Path, *, say: Callable[[str], None]) -> None:
+    """The page of a pre-training that has just ended, where it is not there yet."""
+    _keep(out, lambda: write_pretraining(out), say)
+
+
+def _keep(out: Path, write: Callable[[], Path], say: Callable[[str], None]) -> None:
+    """Write the page of a result, where it is not there yet. Nothing that goes wrong with it costs the result."""
+    if page_of(out).exists():
+        return
+    try:
+        say(f"The report is in {write()}.")
     except Exception as error:  # noqa: BLE001  (the model is trained, and a picture of it is no reason to fail)
         log.warning(
             "The report could not be made (%s: %s). The result is whole; bertune report %s tries again.",

@@ -40,6 +40,8 @@ from bertune.training.standing import standing
 from bertune.training.summary import train_metrics
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bertune.config import Config, TrainConfig
     from bertune.ship.torch_backend import EnsembleBackend, TorchBackend
     from bertune.training.fit import Fit, Progress
@@ -157,16 +159,17 @@ def write_model(
 
 
 def keep_good(
-    fit: Fit, *, out: Path, base: Source, folder: Path, tokenizer: Tokenizer, reading: dict[str, Any]
+    fit: Fit, run_folder: Path, write: Callable[[Path], object], *, use: str = "--model and bertune predict take"
 ) -> str:
-    """After a divergence: write the last good weights where they can be used, and say so in a sentence."""
+    """After a divergence, when the model holds the last good weights: `write` puts it into the empty folder that it is
+    given. Returns a sentence about that; use: what takes the folder."""
     if fit.good_step is None:
         return "There are no good weights from before to keep."
-    place = out / "run" / GOOD
+    place = run_folder / GOOD
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    write_model(fit, place, base=base, folder=folder, tokenizer=tokenizer, reading=reading)
-    return f"The weights of step {fit.good_step:,} are kept in {place}, which --model and bertune predict take."
+    write(place)
+    return f"The weights of step {fit.good_step:,} are kept in {place}, which {use}."
 
 
 def evaluation_padding(tokens: Encoded, backend: TorchBackend | EnsembleBackend) -> float:

@@ -58,9 +58,11 @@ def choose_long_text(
         return head, {"chosen": "head", "share_cut": share, "tried": {}}
     part = _part(prepared, config)
     ways = [way for way in WAYS if way != "hierarchical" or config.model.long_text == "auto"]
+    # What is chosen is checked and written down before the pre-training, so it cannot wait for its encoder.
+    before = ", from the encoder as it is before pre-training," if config.pretrain.on else ""
     listener.say(
-        f"Long texts: {100 * share:.0f} % of the rows do not fit. Trying {counted(len(ways), 'way')} for one epoch of "
-        f"{counted(len(part.train), 'row')} each, as much as "
+        f"Long texts: {100 * share:.0f} % of the rows do not fit. Trying {counted(len(ways), 'way')}{before} for one "
+        f"epoch of {counted(len(part.train), 'row')} each, as much as "
         f"{len(ways) * len(part.train) / len(prepared.train):.1f} epochs of the training."
     )
     scores: dict[str, Scores] = {}
@@ -113,7 +115,10 @@ def _try(
     _tokenize(config, folder, part, tokenizer)
     config = config.updated({"train": {"epochs": 1, "max_steps": None, "patience": None}})
     model, new_head = load(config, folder, part.task, quiet.say)
-    plan = settle(config.train, rows=len(part.train), encoder=model.encoder.config, new_head=new_head)
+    plan = settle(
+        config.train, rows=len(part.train), encoder=model.encoder.config, new_head=new_head,
+        lora=bool(config.model.lora),
+    )  # fmt: skip
     machine = choose_machine(config.train, long_run=False)
     machine.use()
     with tempfile.TemporaryDirectory(prefix="bertune-") as place:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from bertune.training import checkpoint
 from bertune.training.check import check_used
 from bertune.training.checkup import UNCHECKED, Checkup, look_over
 from bertune.training.compatible import check_compatible, check_dropout
-from bertune.training.finish import finish, versions
+from bertune.training.finish import GOOD, finish, keep_good, versions, write_model
 from bertune.training.listen import Listener, Silent
 from bertune.training.loop import Diverged
 from bertune.training.multitask_fit import METRIC, MultiFit, Part, score, settle_joint, shares, turns
@@ -152,11 +153,15 @@ def _run(
             try:
                 fit.run(resume=resume)
             except Diverged as error:
-                raise TrainingError(str(error)) from None
+                kept = keep_good(fit, out / "run", lambda place: write_good(
+                    fit, place, base=base, folder=folder, tokenizer=tokenizer
+                ))  # fmt: skip
+                raise TrainingError(f"{error} {kept}") from None
             metrics = finish_joint(fit, out=out, base=base, folder=folder, tokenizer=tokenizer)
+            shutil.rmtree(out / "run" / GOOD, ignore_errors=True)  # of an earlier attempt that diverged
         if config.options.then_alone:
             write_json(joint, metrics)
-            metrics[ALONE] = train_alone(parts, sources, out, listener)
+            metrics[ALONE] = train_alone(parts, sources, out, listener, lr=config.options.alone_lr)
         write_json(out / "run" / "metrics.json", metrics)
         checkpoint.remove(out / "run" / "checkpoints")
     return Joint(out, config.names, metrics)
@@ -269,11 +274,7 @@ def _check_same(config: MultiConfig, out: Path) -> None:
 def finish_joint(fit: MultiFit, *, out: Path, base: Source, folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     """Write the encoder and the result of each task, measured with its own rule; returns the metrics of all."""
     progress = fit.progress
-    target = out / ENCODER
-    target.mkdir(exist_ok=True)
-    first = next(iter(fit.model.models.values()))
-    fit.shared = save_encoder(target, first, encoder_config(first, read_source(folder)))
-    tokenizer.save(target)
+    write_encoder(fit, out / ENCODER, folder=folder, tokenizer=tokenizer)
     tasks: dict[str, Any] = {}
     for name, part in fit.parts.items():
         fit.listener.say(f"Task {name}:")
@@ -304,16 +305,46 @@ def finish_joint(fit: MultiFit, *, out: Path, base: Source, folder: Path, tokeni
     return metrics
 
 
-def train_alone(parts: Sequence[Part], sources: dict[str, Any], out: Path, listener: Listener) -> dict[str, Any]:
+def write_encoder(fit: MultiFit, place: Path, *, folder: Path, tokenizer: Tokenizer) -> None:
+    """The encoder of all tasks, which the heads that are written afterwards belong to."""
+    place.mkdir(exist_ok=True)
+    first = next(iter(fit.model.models.values()))
+    fit.shared = save_encoder(place, first, encoder_config(first, read_source(folder)))
+    tokenizer.save(place)
+
+
+def write_good(fit: MultiFit, place: Path, *, base: Source, folder: Path, tokenizer: Tokenizer) -> None:
+    """After a divergence: the last good weights as a joint training leaves them, each task as it is before its rule is
+    chosen and it is measured."""
+    write_encoder(fit, place / ENCODER, folder=folder, tokenizer=tokenizer)
+    for name, part in fit.parts.items():
+        target = place / TASKS / name
+        target.mkdir(parents=True)
+        write_model(
+            fit.of(name, out=target), target, base=base, folder=folder, tokenizer=tokenizer, reading=part.reading
+        )
+    (place / "run").mkdir()
+    write_json(place / "run" / MULTITASK, {"tasks": list(fit.parts)})
+    write_json(place / "run" / "metrics.json", {
+        "metric": METRIC, "tasks": {}, "train": {"steps": fit.good_step}, "versions": versions(),
+    })  # fmt: skip
+
+
+def train_alone(
+    parts: Sequence[Part], sources: dict[str, Any], out: Path, listener: Listener, *, lr: float | None
+) -> dict[str, Any]:
     """Fine-tune each task further without the others, from the joint encoder and with its head; their metrics.
 
-    Sun et al. 2019 (arXiv 1905.05583, section 5.5) do so with a lower learning rate: here `train.lr` is that of both.
+    lr: of encoder and head, None: as the section train says. Sun et al. 2019 (arXiv 1905.05583, section 5.5) take a
+    lower one.
     """
     found = {}
+    rates = {} if lr is None else {"lr": lr, "head_lr": None}  # the head is new no more
     for number, part in enumerate(parts, 1):
         listener.say(f"Task {part.name} alone ({number} of {len(parts)}):")
         config = part.config.updated(
-            {"model": {"name": str(out / TASKS / part.name), "revision": None, "reinit_layers": 0}, "check": UNCHECKED}
+            {"model": {"name": str(out / TASKS / part.name), "revision": None, "reinit_layers": 0},
+             "check": UNCHECKED, "train": rates}
         )
         place = out / ALONE / part.name
         result = run(config, out=place, source=sources.get(part.name), resume=True, listener=listener)

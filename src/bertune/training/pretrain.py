@@ -33,7 +33,7 @@ from bertune.model.source import open_source
 from bertune.paths import cache_root, cache_settings
 from bertune.pretrainconfig import WITHIN_TASK
 from bertune.training import checkpoint
-from bertune.training.finish import GOOD, base_model, versions
+from bertune.training.finish import GOOD, base_model, keep_good, versions
 from bertune.training.listen import Listener, Silent
 from bertune.training.loop import Diverged
 from bertune.training.opening import check_fit
@@ -267,7 +267,8 @@ def _run(config: Config, out: Path, start: Start, listener: Listener, *, resume:
         try:
             progress = fit.run(resume=resume)
         except Diverged as error:
-            raise TrainingError(f"{error} {_keep_good(fit, run_folder / GOOD, folder, tokenizer)}") from None
+            kept = keep_good(fit, run_folder, lambda place: _write(fit, place, folder, tokenizer), use="--model takes")
+            raise TrainingError(f"{error} {kept}") from None
         metrics = _finish(fit, out, config, start, folder, tokenizer, corpus)
         metrics |= {
             "steps": progress.step, "tokens": progress.tokens, "seconds": progress.seconds,
@@ -382,8 +383,7 @@ def _finish(
     run_folder, history = out / "run", fit.progress.history
     staging = run_folder / "result"  # to know the names first: what bertune wrote can be told from what it did not
     staging.mkdir(exist_ok=True)
-    save_pretraining(staging, fit.model, read_source(folder))
-    tokenizer.save(staging)
+    _write(fit, staging, folder, tokenizer)
     names = sorted(path.name for path in staging.iterdir())
     base = None if start.base is None else base_model(config.model.name, config.model.revision, start.base, folder)
     record = {"files": names, "objective": config.pretrain.objective, "encoder": fit.model.encoder.config.arch}
@@ -401,11 +401,7 @@ def _finish(
     return metrics | {"versions": versions()}
 
 
-def _keep_good(fit: PretrainFit, place: Path, folder: Path, tokenizer: Tokenizer) -> str:
-    """After a divergence: write the last good weights where they can be used, and say so in a sentence."""
-    if fit.good_step is None:
-        return "No good weights were saved before."
-    place.mkdir(exist_ok=True)
+def _write(fit: PretrainFit, place: Path, folder: Path, tokenizer: Tokenizer) -> None:
+    """The encoder with its heads as a model folder."""
     save_pretraining(place, fit.model, read_source(folder))
     tokenizer.save(place)
-    return f"The last good weights, of step {fit.good_step:,}, are in {place}."

@@ -32,7 +32,7 @@ from bertune.training.check import check_used
 from bertune.training.checkup import Checkup, look_over
 from bertune.training.compatible import check_base, check_compatible, check_dropout
 from bertune.training.features import first_trained_layer
-from bertune.training.finish import PRETRAIN, finish, keep_good
+from bertune.training.finish import PRETRAIN, finish, keep_good, write_model
 from bertune.training.fit import Fit
 from bertune.training.listen import Listener, Silent
 from bertune.training.longest import choose_long_text
@@ -133,7 +133,9 @@ def _run(
         if stage is not None:
             start = pretrain_stage(stage, out / "run" / PRETRAIN, listener).out
             model, new_head = load(config, start, prepared.task, say)
-        plan = settle(config.train, rows=len(prepared.train), encoder=encoder, new_head=new_head)
+        plan = settle(
+            config.train, rows=len(prepared.train), encoder=encoder, new_head=new_head, lora=bool(config.model.lora)
+        )
         say(plan.sentence())
         machine = settle_machine(config, out, plan, resume=resume)
         machine.use()
@@ -146,7 +148,9 @@ def _run(
         try:
             progress = fit.run(resume=resume)
         except Diverged as error:
-            kept = keep_good(fit, out=out, base=base, folder=folder, tokenizer=tokenizer, reading=reading)
+            kept = keep_good(fit, out / "run", lambda place: write_model(
+                fit, place, base=base, folder=folder, tokenizer=tokenizer, reading=reading
+            ))  # fmt: skip
             raise TrainingError(f"{error} {kept}") from None
         metrics = finish(
             fit, progress, out=out, base=base, folder=folder, tokenizer=tokenizer, reading=reading, metric=metric

@@ -12,11 +12,13 @@ from bertune.data.batch import steps_per_epoch
 from bertune.model.encoder import EncoderConfig
 
 NEW_HEAD = 10  # times the encoder's learning rate: random weights have further to go than pretrained ones
+LORA = 10  # times the default rate: what LoRA adds begins at nothing (docs/log.md has the measurement)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers a run goes by. evaluate_at: steps after which the validation split is measured."""
+    """The numbers a run goes by. evaluate_at: steps after which the validation split is measured; lora: whether `lr` is
+    the larger default of LoRA's matrices."""
 
     epochs: int
     steps: int
@@ -25,6 +27,7 @@ class Plan:
     lr: float
     head_lr: float
     evaluate_at: tuple[int, ...]
+    lora: bool = False
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -35,14 +38,16 @@ class Plan:
             f"Training: {counted(self.epochs, 'epoch')} of {counted(self.steps_per_epoch, 'step')}"
             f"{'' if whole and self.epochs == 1 else f' ({self.steps:,} in all)'}, "
             f"{counted(self.batch_size, 'example')} a step, learning rate {self.lr:g}"
+            f"{f', {LORA} times the usual one, for LoRA' if self.lora else ''}"
             f"{'' if self.head_lr == self.lr else f' (head: {self.head_lr:g})'}."
         )
 
 
-def settle(config: TrainConfig, *, rows: int, encoder: EncoderConfig, new_head: bool) -> Plan:
+def settle(config: TrainConfig, *, rows: int, encoder: EncoderConfig, new_head: bool, lora: bool = False) -> Plan:
     """Fill in epochs, batch size and learning rates, and lay out the evaluations.
 
-    new_head: the head starts from random weights, in whole or in part.
+    new_head: the head starts from random weights, in whole or in part. lora: matrices beside the encoder are trained in
+    its place.
     """
     batch_size = config.batch_size or default_batch_size(rows)
     per_epoch = steps_per_epoch(rows, batch_size)
@@ -54,9 +59,9 @@ def settle(config: TrainConfig, *, rows: int, encoder: EncoderConfig, new_head: 
     every = [round(per_epoch * part / config.evals_per_epoch) for part in range(1, config.evals_per_epoch + 1)]
     marks = {epoch * per_epoch + max(1, part) for epoch in range(epochs) for part in every}
     evaluate_at = (*sorted(mark for mark in marks if mark < steps), steps)
-    lr = config.lr or default_lr(encoder)
+    lr = config.lr or default_lr(encoder) * (LORA if lora else 1)
     head_lr = config.head_lr or (NEW_HEAD * lr if new_head else lr)
-    return Plan(epochs, steps, per_epoch, batch_size, lr, head_lr, evaluate_at)
+    return Plan(epochs, steps, per_epoch, batch_size, lr, head_lr, evaluate_at, lora and config.lr is None)
 
 
 def default_epochs(rows: int) -> int:

@@ -11,7 +11,7 @@ import pytest
 
 import bertune
 from bertune.errors import ConfigError
-from bertune.training import fit
+from bertune.training import base, fit
 from bertune.training.run import Result
 from tiny_runs import QUICK, TOPICS, Told, multi_rows, topic_rows
 
@@ -160,7 +160,7 @@ def test_the_training_record_is_what_the_epoch_saw(run: Run) -> None:
 def test_a_long_history_tells_the_mean_loss_over_the_rows_since_the_record_before(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "RECORDS", 4)
+    monkeypatch.setattr(base, "RECORDS", 4)
     told = Told()
     result = run(listener=told, train__batch_size=10)  # 48 rows: the last step of an epoch has 8
     lines = (result.out / "run/history.jsonl").read_text(encoding="utf-8").splitlines()

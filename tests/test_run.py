@@ -385,9 +385,9 @@ class TestFullDisk:
 
     @pytest.mark.parametrize(
         "place",
-        ["training.fit.write_atomic", "training.finish.save_model", "training.finish.write_predictions",
+        ["training.base.write_atomic", "training.finish.save_model", "training.finish.write_predictions",
          "training.finish.model_card", "training.finish.plot_curves", "training.run.write_split_rows",
-         "training.fit.checkpoint.save_best"],
+         "training.base.checkpoint.save_best"],
     )  # fmt: skip
     def test_wherever_it_happens_it_is_said_and_the_run_can_go_on(
         self, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str

@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
     from bertune.config import Config, TrainConfig
     from bertune.ship.torch_backend import EnsembleBackend, TorchBackend
-    from bertune.training.fit import Fit, Progress
     from bertune.training.listen import Listener
     from bertune.training.prepare import Prepared, Split
+    from bertune.training.state import Trained
 
 PACKAGES = ("torch", "tokenizers", "numpy", "polars", "scikit-learn")  # whose versions a result may depend on
 HEADS = {"own": "that of the architecture", "mlp": "linear, ReLU, linear"}  # kinds of heads in plainer words
@@ -56,29 +56,31 @@ GOOD = "last-good"  # in run/: the last good weights of a training that diverged
 
 
 def finish(
-    fit: Fit, progress: Progress, *, out: Path, base: Source, folder: Path, tokenizer: Tokenizer,
-    reading: dict[str, Any], metric: str,
+    trained: Trained, *, out: Path, base: Source, folder: Path, tokenizer: Tokenizer, reading: dict[str, Any]
 ) -> dict[str, Any]:
     """Write the bundle, measure valid and test with it, and write everything in run/; returns the metrics.
 
     reading: how texts became tokens, see `Bundle.reading`.
     """
-    bundle = write_model(fit, out, base=base, folder=folder, tokenizer=tokenizer, reading=reading)
-    metrics: dict[str, Any] = {"metric": metric, "train": train_metrics(fit)}
+    bundle = write_model(trained, out, base=base, folder=folder, tokenizer=tokenizer, reading=reading)
+    config, metric, machine = trained.config, trained.metric, trained.machine
+    metrics: dict[str, Any] = {"metric": metric, "train": train_metrics(trained)}
     bundle, judged = judge(
-        out, bundle, fit.config, fit.prepared, metric=metric, listener=fit.listener, threads=fit.machine.threads,
-        device=fit.machine.device,
+        out, bundle, config, trained.prepared, metric=metric, listener=trained.listener, threads=machine.threads,
+        device=machine.device,
     )  # fmt: skip
     metrics |= judged
-    metrics["truncation"] = {name: asdict(split.tokens.truncation()) for name, split in fit.prepared.splits.items()}
-    if fit.config.pretrain.on:
+    metrics["truncation"] = {
+        name: asdict(split.tokens.truncation()) for name, split in trained.prepared.splits.items()
+    }
+    if config.pretrain.on:
         metrics["pretrain"] = json.loads((out / "run" / PRETRAIN / "run" / "metrics.json").read_text(encoding="utf-8"))
     metrics["versions"] = versions()
-    write_card(out, card_info(fit, bundle, base, metrics, out))
-    plot_curves(progress.history, out / "run" / "curves.png", metric=metric)
+    write_card(out, card_info(trained, bundle, base, metrics, out))
+    plot_curves(trained.progress.history, out / "run" / "curves.png", metric=metric)
     shutil.rmtree(out / "run" / GOOD, ignore_errors=True)  # of an earlier attempt that diverged
     write_json(out / "run" / "metrics.json", metrics)
-    checkpoint.remove(fit.folder)
+    checkpoint.remove(trained.folder)
     return metrics
 
 
@@ -126,23 +128,24 @@ def versions() -> dict[str, str]:
 
 
 def write_model(
-    fit: Fit, out: Path, *, base: Source, folder: Path, tokenizer: Tokenizer, reading: dict[str, Any]
+    trained: Trained, out: Path, *, base: Source, folder: Path, tokenizer: Tokenizer, reading: dict[str, Any]
 ) -> Bundle:
     """The model as it is, as a bundle in `out`."""
-    model, config, task = fit.model, fit.config, fit.prepared.task
+    model, config, task = trained.model, trained.config, trained.prepared.task
     encoder, head = model.encoder.config, model.head.config
+    whole = trained.lora is None and trained.shared is None  # the file of the weights holds all of them
     bundle = Bundle(
         bertune_version=__version__, task=task, activation=task.activation, **reading, encoder=encoder.arch,
         head=HeadSpec(**{name: value for name, value in asdict(head).items() if name in HeadSpec.model_fields}),
         base_model=base_model(config.model.name, config.model.revision, base, folder),
-        opens_in_transformers=fit.lora is None and fit.shared is None and opens_in_transformers(encoder.arch, head),
+        opens_in_transformers=whole and opens_in_transformers(encoder.arch, head),
     )
 
     def write_files(staging: Path) -> None:
-        if fit.shared is not None:
+        if trained.shared is not None:
             save_config(staging, model, read_source(folder), labels=task.labels, problem_type=task.problem_type)
-            save_head(staging, model, digest=fit.shared)
-        elif fit.lora is None:
+            save_head(staging, model, digest=trained.shared)
+        elif trained.lora is None:
             save_model(staging, model, read_source(folder), labels=task.labels, problem_type=task.problem_type)
         else:
             source = read_source(folder)
@@ -150,7 +153,7 @@ def write_model(
             digest = weights_digest(folder)
             assert digest is not None  # see check_base
             save_adapter(
-                staging, fit.matrices, model, scale=fit.lora.scale, targets=config.model.lora_targets,
+                staging, trained.matrices, model, scale=trained.lora.scale, targets=config.model.lora_targets,
                 base=Base(bundle.base_model.name, bundle.base_model.revision, digest),
             )
         tokenizer.save(staging)
@@ -159,17 +162,18 @@ def write_model(
 
 
 def keep_good(
-    fit: Fit, run_folder: Path, write: Callable[[Path], object], *, use: str = "--model and bertune predict take"
+    step: int | None, run_folder: Path, write: Callable[[Path], object], *,
+    use: str = "--model and bertune predict take",
 ) -> str:
-    """After a divergence, when the model holds the last good weights: `write` puts it into the empty folder that it is
-    given. Returns a sentence about that; use: what takes the folder."""
-    if fit.good_step is None:
+    """After a divergence, when the model holds the last good weights, those of `step`, if there are any: `write` puts
+    it into the empty folder that it is given. Returns a sentence about that; use: what takes the folder."""
+    if step is None:
         return "There are no good weights from before to keep."
     place = run_folder / GOOD
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     write(place)
-    return f"The weights of step {fit.good_step:,} are kept in {place}, which {use}."
+    return f"The weights of step {step:,} are kept in {place}, which {use}."
 
 
 def evaluation_padding(tokens: Encoded, backend: TorchBackend | EnsembleBackend) -> float:
@@ -218,9 +222,9 @@ def base_model(name: str, revision: str | None, base: Source, folder: Path) -> B
     )
 
 
-def card_info(fit: Fit, bundle: Bundle, base: Source, metrics: dict[str, Any], out: Path) -> CardInfo:
+def card_info(trained: Trained, bundle: Bundle, base: Source, metrics: dict[str, Any], out: Path) -> CardInfo:
     """What the model card says."""
-    config, splits, plan = fit.config, fit.prepared.splits, fit.plan
+    config, splits, plan = trained.config, trained.prepared.splits, trained.plan
     files = [file for split in splits.values() for file in split.table.files]
     preset = PRESETS.get(config.model.name) if base.kind in ("embedded", "hub") else None
     train = config.train
@@ -228,26 +232,26 @@ def card_info(fit: Fit, bundle: Bundle, base: Source, metrics: dict[str, Any], o
         "epochs": plan.epochs, "batch size": plan.batch_size, "lr": plan.lr, "head lr": plan.head_lr,
         "schedule": train.schedule, "warm-up": train.warmup, "optimizer": train.optimizer,
         "weight decay": train.weight_decay if train.optimizer != "adam" else None, "gradient norm at most": train.clip,
-        "pooling": bundle.head.pooling, "layers": layers_read(fit), "chunks joined by": bundle.head.join,
+        "pooling": bundle.head.pooling, "layers": layers_read(trained), "chunks joined by": bundle.head.join,
         "head": HEADS.get(bundle.head.kind, bundle.head.kind),
-        "loss": loss_name(fit.prepared.task.kind, train), "class weights": train.class_weights,
+        "loss": loss_name(trained.prepared.task.kind, train), "class weights": train.class_weights,
         "label prior": train.label_prior, "label smoothing": train.label_smoothing or None, **techniques(config),
-        "frozen": config.model.freeze, "weights kept": kept_weights(fit), "seed": train.seed,
-        "precision": fit.machine.precision,
+        "frozen": config.model.freeze, "weights kept": kept_weights(trained), "seed": train.seed,
+        "precision": trained.machine.precision,
         "pre-trained further on": pretrained_on(config),
     }
     return CardInfo(
-        name=out.resolve().name, version=__version__, task=fit.prepared.task, files=list(dict.fromkeys(files)),
-        split_rows={name: len(split) for name, split in splits.items()}, split_rule=fit.prepared.rule,
+        name=out.resolve().name, version=__version__, task=trained.prepared.task, files=list(dict.fromkeys(files)),
+        split_rows={name: len(split) for name, split in splits.items()}, split_rule=trained.prepared.rule,
         results={name: column for name, column in result_columns(metrics).items() if name != "train"},
         verdict=verdict(metrics), settings=settings,
         **bundle.reading,
-        chosen_by_valid=train.select_best and fit.progress.best is not None,
+        chosen_by_valid=train.select_best and trained.progress.best is not None,
         opens_in_transformers=bundle.opens_in_transformers, base_title=base.title or bundle.base_model.name,
         base_repo=preset.repo if preset else bundle.base_model.name if base.kind == "hub" else None,
         base_licence=bundle.base_model.licence, base_note=base.note,
         base_languages=preset.languages if preset else None,
-        remarks=[fit.prepared.train.tokens.truncation().sentence()], rule=bundle.decision,
+        remarks=[trained.prepared.train.tokens.truncation().sentence()], rule=bundle.decision,
     )
 
 
@@ -286,16 +290,16 @@ def loss_name(kind: str, train: TrainConfig) -> str:
     return "cross-entropy" if kind == "single" else "binary cross-entropy"
 
 
-def layers_read(fit: Fit) -> str | None:
+def layers_read(trained: Trained) -> str | None:
     """Which layers the head reads, where that is not the last alone."""
-    layers = list(map(str, fit.model.head.config.layers))
-    combined = f", {fit.model.head.config.combine}" if len(layers) > 1 else ""
-    return f"{', '.join(layers)} of 0 to {fit.model.encoder.config.layers - 1}{combined}" if layers else None
+    layers = list(map(str, trained.model.head.config.layers))
+    combined = f", {trained.model.head.config.combine}" if len(layers) > 1 else ""
+    return f"{', '.join(layers)} of 0 to {trained.model.encoder.config.layers - 1}{combined}" if layers else None
 
 
-def kept_weights(fit: Fit) -> str:
+def kept_weights(trained: Trained) -> str:
     """Which of the weights of a run became the result."""
-    best = fit.progress.best
-    if best is None or not fit.config.train.select_best:
-        return f"those of the last step, {fit.progress.step:,}"
-    return f"those of step {best['step']:,}, the best {fit.metric} on the valid split"
+    best = trained.progress.best
+    if best is None or not trained.config.train.select_best:
+        return f"those of the last step, {trained.progress.step:,}"
+    return f"those of step {best['step']:,}, the best {trained.metric} on the valid split"

@@ -153,7 +153,7 @@ def _run(
             try:
                 fit.run(resume=resume)
             except Diverged as error:
-                kept = keep_good(fit, out / "run", lambda place: write_good(
+                kept = keep_good(fit.good_step, out / "run", lambda place: write_good(
                     fit, place, base=base, folder=folder, tokenizer=tokenizer
                 ))  # fmt: skip
                 raise TrainingError(f"{error} {kept}") from None
@@ -274,20 +274,20 @@ def _check_same(config: MultiConfig, out: Path) -> None:
 def finish_joint(fit: MultiFit, *, out: Path, base: Source, folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
     """Write the encoder and the result of each task, measured with its own rule; returns the metrics of all."""
     progress = fit.progress
-    write_encoder(fit, out / ENCODER, folder=folder, tokenizer=tokenizer)
+    shared = write_encoder(fit, out / ENCODER, folder=folder, tokenizer=tokenizer)
     tasks: dict[str, Any] = {}
     for name, part in fit.parts.items():
         fit.listener.say(f"Task {name}:")
         place = out / TASKS / name
         tasks[name] = finish(
-            view := fit.of(name, out=place), view.progress, out=place, base=base, folder=folder, tokenizer=tokenizer,
-            reading=part.reading, metric=part.metric,
+            fit.trained(name, out=place, shared=shared), out=place, base=base, folder=folder, tokenizer=tokenizer,
+            reading=part.reading,
         )  # fmt: skip
     seconds = max(progress.seconds, 1e-9)
     metrics: dict[str, Any] = {
         "metric": METRIC, "tasks": tasks,
         "train": {
-            "steps": progress.step, "epochs": fit.epoch(progress.step), "best_step": progress.best and
+            "steps": progress.step, "epochs": fit.plan.epoch(progress.step), "best_step": progress.best and
             progress.best["step"], "seconds": progress.seconds, "examples_per_second": progress.rows / seconds,
             "tokens_per_second": progress.tokens / seconds,
             "steps_by_task": {name: fit.course.done(name, progress.step) for name in fit.parts},
@@ -305,23 +305,25 @@ def finish_joint(fit: MultiFit, *, out: Path, base: Source, folder: Path, tokeni
     return metrics
 
 
-def write_encoder(fit: MultiFit, place: Path, *, folder: Path, tokenizer: Tokenizer) -> None:
-    """The encoder of all tasks, which the heads that are written afterwards belong to."""
+def write_encoder(fit: MultiFit, place: Path, *, folder: Path, tokenizer: Tokenizer) -> str:
+    """The encoder of all tasks; returns its SHA-256, by which the heads that are written afterwards know it."""
     place.mkdir(exist_ok=True)
     first = next(iter(fit.model.models.values()))
-    fit.shared = save_encoder(place, first, encoder_config(first, read_source(folder)))
+    digest = save_encoder(place, first, encoder_config(first, read_source(folder)))
     tokenizer.save(place)
+    return digest
 
 
 def write_good(fit: MultiFit, place: Path, *, base: Source, folder: Path, tokenizer: Tokenizer) -> None:
     """After a divergence: the last good weights as a joint training leaves them, each task as it is before its rule is
     chosen and it is measured."""
-    write_encoder(fit, place / ENCODER, folder=folder, tokenizer=tokenizer)
+    shared = write_encoder(fit, place / ENCODER, folder=folder, tokenizer=tokenizer)
     for name, part in fit.parts.items():
         target = place / TASKS / name
         target.mkdir(parents=True)
         write_model(
-            fit.of(name, out=target), target, base=base, folder=folder, tokenizer=tokenizer, reading=part.reading
+            fit.trained(name, out=target, shared=shared), target, base=base, folder=folder, tokenizer=tokenizer,
+            reading=part.reading,
         )
     (place / "run").mkdir()
     write_json(place / "run" / MULTITASK, {"tasks": list(fit.parts)})

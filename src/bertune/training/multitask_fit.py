@@ -25,14 +25,16 @@ from bertune.model.machine import Machine
 from bertune.model.multi import MultiModel
 from bertune.model.noise import Noise
 from bertune.multitaskconfig import JointOptions
+from bertune.training.base import RanAway, Training
 from bertune.training.features import first_trained_layer
-from bertune.training.fit import Fit, RanAway, scalars
+from bertune.training.fit import scalars
 from bertune.training.interrupt import Interrupts
 from bertune.training.listen import Listener
 from bertune.training.loop import Course, Step, advice
 from bertune.training.optim import Optimizer
 from bertune.training.prepare import Prepared, Split
 from bertune.training.settle import Plan, counted, default_batch_size, default_epochs, settle
+from bertune.training.state import Trained
 
 METRIC = "mean"  # the name of what chooses the best weights: the mean over tasks of `score`
 
@@ -150,7 +152,7 @@ class MultiCourse:
         return self.courses[name].backward(model.models[name], optimizer, batches, number, noise)
 
 
-class MultiFit(Fit):
+class MultiFit(Training):
     """A training of several tasks. config: the shared sections; the best weights are those with the best `mean`."""
 
     def __init__(
@@ -158,8 +160,8 @@ class MultiFit(Fit):
         machine: Machine, *, folder: Path, listener: Listener,
     ) -> None:
         self.parts = {part.name: part for part in parts}
-        self._begin(model, config, plan, machine, metric=METRIC, folder=folder, listener=listener)
-        self.course: Any = MultiCourse(
+        super().__init__(model, config, plan, machine, metric=METRIC, folder=folder, listener=listener)
+        self.course = MultiCourse(
             {part.name: self._course(place, part, machine) for place, part in enumerate(parts)},
             shares([part.rows for part in parts], options), steps=plan.steps, token_budget=machine.token_budget,
             clip=config.train.clip, seed=config.train.seed,
@@ -196,7 +198,7 @@ class MultiFit(Fit):
             rows = pending.get(f"{name}/rows")
             if rows:
                 self._note({
-                    "kind": "step", "step": step.number, "epoch": self.epoch(step.number), "task": name,
+                    "kind": "step", "step": step.number, "epoch": self.plan.epoch(step.number), "task": name,
                     "loss": pending[f"{name}/loss"] / rows, "lr": step.lr, "gradient_norm": step.norm,
                 })  # fmt: skip
         self.progress.pending = {}
@@ -228,7 +230,7 @@ class MultiFit(Fit):
         if name == "train":
             self.progress.trained = {**(self.progress.trained or {}), part.name: metrics}
         return {
-            "kind": "eval", "step": step, "epoch": self.epoch(step), "task": part.name, "split": name,
+            "kind": "eval", "step": step, "epoch": self.plan.epoch(step), "task": part.name, "split": name,
             "metric": part.metric, "metrics": scalars(metrics),
         }  # fmt: skip
 
@@ -252,28 +254,28 @@ class MultiFit(Fit):
         for name, course in self.course.courses.items():
             course.running[:] = tensors["running"][name].numpy()
 
-    def _keep_frozen_output(self) -> None:
+    def _prepare(self) -> None:
         """Frozen layers run anew every time: what all tasks would have to keep of them is too much."""
         start = first_trained_layer(self.config.model.freeze, self.model.encoder.config.layers)
         for course in self.course.courses.values():
             course.start = start
 
-    def of(self, name: str, *, out: Path) -> Fit:
-        """What `finish` needs of the training as if it had been of this task alone; the result goes to `out`."""
+    def trained(self, name: str, *, out: Path, shared: str) -> Trained:
+        """What the result of one task, in `out`, is made of, as if the training had been of this task alone.
+
+        shared: SHA-256 of the file that holds the encoder of all.
+        """
         part, course, progress = self.parts[name], self.course.courses[name], self.progress
         done = self.course.done(name, progress.step)
         own = replace(
             progress, step=done, trained=(progress.trained or {}).get(name),
             history=[record for record in progress.history if record["task"] == name],
         )  # fmt: skip
-        view = Fit.__new__(Fit)
-        vars(view).update(vars(self) | {
-            "model": self.model.models[name], "prepared": part.prepared, "config": part.config, "course": course,
-            "metric": part.metric, "progress": own, "run_folder": out / "run",
-            "folder": out / "run" / "checkpoints",
-            "plan": replace(self.plan, steps=done, steps_per_epoch=course.steps_per_epoch, batch_size=part.batch_size),
-        })  # fmt: skip
-        return view
+        plan = replace(self.plan, steps=done, steps_per_epoch=course.steps_per_epoch, batch_size=part.batch_size)
+        return Trained(
+            self.model.models[name], part.prepared, part.config, plan, self.machine, own, course, part.metric,
+            out / "run" / "checkpoints", self.listener, shared=shared,
+        )
 
 
 def _times(weight: float, loss: Tensor, share: float) -> Tensor:

@@ -267,7 +267,9 @@ def _run(config: Config, out: Path, start: Start, listener: Listener, *, resume:
         try:
             progress = fit.run(resume=resume)
         except Diverged as error:
-            kept = keep_good(fit, run_folder, lambda place: _write(fit, place, folder, tokenizer), use="--model takes")
+            kept = keep_good(
+                fit.good_step, run_folder, lambda place: _write(fit, place, folder, tokenizer), use="--model takes"
+            )
             raise TrainingError(f"{error} {kept}") from None
         metrics = _finish(fit, out, config, start, folder, tokenizer, corpus)
         metrics |= {

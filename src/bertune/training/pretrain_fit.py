@@ -18,7 +18,7 @@ from bertune.model.encoder import EncoderConfig
 from bertune.model.machine import Machine
 from bertune.model.noise import Noise
 from bertune.model.pretraining import Measured, PretrainingModel
-from bertune.training.fit import Fit
+from bertune.training.base import Training
 from bertune.training.interrupt import Interrupts
 from bertune.training.listen import Listener
 from bertune.training.optim import Optimizer
@@ -128,8 +128,8 @@ def samples(sequences: Sequences, rows: np.ndarray, turn: int, budget: int) -> l
     return [sequences.sample(run, turn) for run in split_by_budget(rows, sequences.turn(turn).lengths, budget)]
 
 
-class PretrainFit(Fit):
-    """A training without labels: `Fit` with other sequences, loss and measure; the last weights are kept.
+class PretrainFit(Training):
+    """A training without labels; the last weights are kept.
 
     config: `train` holds the options of the stage, see `stage_options`. held: sequences to measure on, or None.
     """
@@ -142,10 +142,10 @@ class PretrainFit(Fit):
         metric = METRIC[config.pretrain.objective]
         # The scores of the vocabulary give every row of the table a gradient, so there are none to postpone.
         tied = config.pretrain.objective != "nsp"
-        self._begin(
+        super().__init__(
             model, config, plan, machine, metric=metric, folder=folder, listener=listener, by_row=not tied
         )
-        self.course: Any = PretrainCourse(
+        self.course = PretrainCourse(
             train, plan, token_budget=machine.token_budget, clip=config.train.clip, seed=config.train.seed
         )
         self.progress.evaluated = -1  # the beginning is measured, too
@@ -159,7 +159,7 @@ class PretrainFit(Fit):
             return []
         metrics = self.measure(self.held, check=stop.check)
         step = self.progress.step
-        return [{"kind": "eval", "step": step, "epoch": self.epoch(step), "split": "valid", "metrics": metrics}]
+        return [{"kind": "eval", "step": step, "epoch": self.plan.epoch(step), "split": "valid", "metrics": metrics}]
 
     def measure(self, held: Sequences, *, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Perplexity (e to the mean cross-entropy of masked tokens) and accuracies over `held`, with fixed masks."""
@@ -172,18 +172,6 @@ class PretrainFit(Fit):
                 done += len(sample)
                 advance(done)
         return summary(Measured(*sums.tolist()))
-
-    def _compare(self, records: list[dict[str, Any]]) -> None:
-        """Nothing is chosen."""
-
-    def _keep_frozen_output(self) -> None:
-        """Nothing is frozen."""
-
-    def _running(self) -> dict[str, dict[str, Tensor]]:
-        return {}
-
-    def _take_running(self, tensors: dict[str, dict[str, Tensor]]) -> None:
-        """There is nothing to take up."""
 
 
 def summary(sums: Measured) -> dict[str, Any]:

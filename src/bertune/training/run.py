@@ -146,15 +146,13 @@ def _run(
         fit = Fit(model, prepared, config, plan, machine, metric=metric, folder=out / "run", listener=listener)
         say(forecast(fit))
         try:
-            progress = fit.run(resume=resume)
+            fit.run(resume=resume)
         except Diverged as error:
-            kept = keep_good(fit, out / "run", lambda place: write_model(
-                fit, place, base=base, folder=folder, tokenizer=tokenizer, reading=reading
+            kept = keep_good(fit.good_step, out / "run", lambda place: write_model(
+                fit.trained(), place, base=base, folder=folder, tokenizer=tokenizer, reading=reading
             ))  # fmt: skip
             raise TrainingError(f"{error} {kept}") from None
-        metrics = finish(
-            fit, progress, out=out, base=base, folder=folder, tokenizer=tokenizer, reading=reading, metric=metric
-        )
+        metrics = finish(fit.trained(), out=out, base=base, folder=folder, tokenizer=tokenizer, reading=reading)
     return Result(out, prepared.task, metrics)
 
 

@@ -29,6 +29,10 @@ class Plan:
     evaluate_at: tuple[int, ...]
     lora: bool = False
 
+    def epoch(self, step: int) -> float:
+        """How many epochs `step` steps are."""
+        return round(step / self.steps_per_epoch, 4)
+
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 

@@ -8,7 +8,7 @@
 
 The tail is the rarer half of the labels, by their rows in valid and test. Each loss stands at one half and with the
 rule that valid rows choose for macro-F1; differences to the plain loss are paired by row and seed, with 95 % intervals
-over rows.
+over both.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT / "src"))
 from bertune.config import DecideConfig
 from bertune.evaluate.choose import choose_rule
 from bertune.evaluate.metrics import decide, f1_of
-from bertune.evaluate.resample import percentiles, resamples
+from bertune.evaluate.resample import drawn_seeds, percentiles, resamples
 
 PLAIN = "ours"
 DRAWS = 1000
@@ -55,7 +55,8 @@ def main() -> None:
             cells = [f"{own['whole'][:, place].mean():.4f} ± {spread(own['whole'][:, place])}" for place in range(3)]
             gaps = []
             for place in (1, 2):
-                limits = percentiles(own["drawn"][:, place] - base["drawn"][:, place])
+                apart = (own["drawn"] - base["drawn"])[:, :, place].T
+                limits = percentiles(drawn_seeds(apart, np.random.default_rng(0)))
                 gap = (own["whole"] - base["whole"])[:, place].mean()
                 known = side != plain and limits is not None
                 gaps.append(f"{gap:+.4f} ({limits[0]:+.4f} to {limits[1]:+.4f})" if known else "")
@@ -67,7 +68,7 @@ def spread(values: np.ndarray) -> str:
 
 
 def figures(paths: list[Path], ruled: bool) -> dict[str, np.ndarray]:
-    """`whole`: [seeds, 3] micro-, macro- and tail-F1 on test; `drawn`: [draws, 3], with resampled rows, over seeds."""
+    """`whole`: [seeds, 3] micro-, macro- and tail-F1 on test; `drawn`: [seeds, draws, 3], of drawn rows."""
     whole, drawn = [], []
     for path in paths:
         with np.load(path) as cell:
@@ -83,7 +84,7 @@ def figures(paths: list[Path], ruled: bool) -> dict[str, np.ndarray]:
         parts = np.concatenate([said & targets, said, targets], axis=1).astype(np.float64)
         whole.append(_f1(np.ones((1, len(parts))) @ parts, tail)[0])
         drawn.append(np.concatenate([_f1(weights @ parts, tail) for weights in resamples(len(parts), draws=DRAWS)]))
-    return {"whole": np.array(whole), "drawn": np.mean(drawn, axis=0)}
+    return {"whole": np.array(whole), "drawn": np.array(drawn)}
 
 
 def _f1(sums: np.ndarray, tail: np.ndarray) -> np.ndarray:

@@ -209,15 +209,13 @@ def seed_differences(
     metric: str, ours: Sequence[Scores], theirs: Sequence[Scores], *, draws: int | None = None
 ) -> tuple[float, float, float]:
     """Mean over seeds of ours - theirs on the same rows, seed by seed, and its 95 % percentile interval when rows and
-    seeds are drawn anew. A mean of k seeds drawn from themselves varies too little, by (k - 1) / k; that is made good.
+    seeds are drawn anew (see `drawn_seeds`).
 
     Raises ValueError where the two were measured on different rows.
     """
     if any((a.truth != b.truth).any() for a, b in zip([*ours, *theirs], [*theirs, *ours], strict=True)):
         raise ValueError("the two were measured on different rows")
-    random = np.random.default_rng(0)
-    rows, seeds = ours[0].rows, len(ours)
-    wider = np.sqrt(seeds / (seeds - 1)) if seeds > 1 else 0.0
+    random, rows = np.random.default_rng(0), ours[0].rows
 
     def apart(weights: Array) -> Array:  # [draws, rows] -> [draws, seeds]
         one, other = ([side(weights, [metric])[metric] for side in sides] for sides in (ours, theirs))
@@ -225,12 +223,22 @@ def seed_differences(
 
     drawn = []
     for weights in resamples(rows, draws=draws or draws_for(rows, ours[0].width)):
-        found = apart(weights)
-        mean = found.mean(axis=1)
-        picked = random.integers(0, seeds, found.shape)
-        drawn.append(mean + wider * (np.take_along_axis(found, picked, axis=1).mean(axis=1) - mean))
+        drawn.append(drawn_seeds(apart(weights), random))
     low, high = np.percentile(np.concatenate(drawn), [2.5, 97.5])
     return float(apart(np.ones((1, rows))).mean()), float(low), float(high)
+
+
+def drawn_seeds(values: Array, random: np.random.Generator) -> Array:
+    """[draws, seeds] -> [draws], means over seeds that are drawn anew each time.
+
+    A mean of k seeds drawn from themselves varies too little, by (k - 1) / k; that is made good. One seed is itself.
+    """
+    seeds = values.shape[1]
+    mean = values.mean(axis=1)
+    picked = random.integers(0, seeds, values.shape)
+    wider = np.sqrt(seeds / (seeds - 1)) if seeds > 1 else 0.0
+    found: Array = mean + wider * (np.take_along_axis(values, picked, axis=1).mean(axis=1) - mean)
+    return found
 
 
 def _correlation(hits: Array, calls: Array, support: Array, total: Array) -> Array:

@@ -1,4 +1,4 @@
-"""One training of several tasks over one encoder: whose turn each step is, and the loop of fit.py over that."""
+"""One training of several tasks over one encoder: whose turn each step is, and the loop of base.py over that."""
 
 from __future__ import annotations
 

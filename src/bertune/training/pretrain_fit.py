@@ -1,4 +1,4 @@
-"""One pre-training: the plan of its steps, what each of them reads, and the loop of fit.py over that."""
+"""One pre-training: the plan of its steps, what each of them reads, and the loop of base.py over that."""
 
 from __future__ import annotations
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from bertune.bundle import BUNDLE_FILE, BaseModelInfo, Bundle, HeadSpec, check_output, prepare_output, write_bundle
+from bertune.bundle import BaseModelInfo, Bundle, HeadSpec, write_bundle
 from bertune.data.tasks import Task
 from bertune.errors import ConfigError, ModelError, TrainingError
+from bertune.folder import BUNDLE_FILE, check_output, prepare_output
 
 TASK = Task("single", ("ja", "nein"), ("title", "text"), label=("label",))
 

@@ -21,6 +21,7 @@ LAYERS = (
     ("ship", "explain"),
     ("model",),
     ("bundle",),
+    ("folder",),
     ("doctor",),
     ("evaluate",),
     ("data",),

@@ -210,7 +210,7 @@ def load(
 ) -> Predictor | TaskPredictors:
     """Open a result of `train`, see `Predictor` for what it answers; or one of `multitask`, which has `.tasks` and
     `.predict(rows, task=NAME)`, and is a mapping of names to predictors. Raises ModelError."""
-    from bertune.bundle import joint_tasks
+    from bertune.folder import joint_tasks
     from bertune.ship.predict import Predictor
 
     if joint_tasks(folder):

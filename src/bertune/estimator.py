@@ -13,10 +13,10 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from bertune.bundle import BUNDLE_FILE
 from bertune.config import Config
 from bertune.data.rows import is_missing
 from bertune.errors import ConfigError, DataError, Interrupted
+from bertune.folder import BUNDLE_FILE
 from bertune.settings import nested
 from bertune.ship.predict import Predictor
 from bertune.training.run import run

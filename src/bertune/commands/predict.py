@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from bertune.bundle import joint_tasks
 from bertune.commands.incoming import spooled, tables_of_files, tables_of_lines
 from bertune.commands.opening import DEFAULTS, MACHINE, open_predictor, trained_rule, trained_task
 from bertune.commands.options import READING, Configured, configured, flags_of, switch, with_flags
@@ -19,6 +18,7 @@ from bertune.commands.output import check_target, print_json
 from bertune.commands.sheet import ABSTAIN, FORMS, SET, Sheet, check_columns, format_of, promised_columns
 from bertune.config import Config
 from bertune.errors import ConfigError, listed, nearest
+from bertune.folder import joint_tasks
 from bertune.progress import Display, is_terminal, start_display
 from bertune.sections import split_list
 

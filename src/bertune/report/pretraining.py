@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from bertune.bundle import PRETRAINED
 from bertune.errors import ModelError
 from bertune.evaluate.curves import HELD_OUT, draw_held_out, draw_losses, draw_rate, fit_epochs
+from bertune.folder import PRETRAINED
 from bertune.report.figures import PANEL
 from bertune.report.gather import json_of, lines_of, shown_config
 from bertune.report.ink import Picture, picture

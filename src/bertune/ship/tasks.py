@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from bertune.bundle import joint_tasks
 from bertune.errors import ConfigError, listed, nearest
+from bertune.folder import joint_tasks
 from bertune.ship.predict import Predictor
 
 if TYPE_CHECKING:

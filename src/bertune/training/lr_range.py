@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from bertune.bundle import check_output, prepare_output
 from bertune.config import Config, TrainConfig
 from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError, Interrupted
 from bertune.files import disk_full, write_json
+from bertune.folder import check_output, prepare_output
 from bertune.model.load import read_config
 from bertune.model.machine import choose_machine
 from bertune.model.source import open_source

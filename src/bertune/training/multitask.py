@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from bertune.bundle import MULTITASK, Bundle, check_output, prepare_output
+from bertune.bundle import Bundle
 from bertune.config import Config
 from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError, DataError, TrainingError, listed
 from bertune.evaluate.metrics import check_metric
 from bertune.files import disk_full, write_atomic, write_json
+from bertune.folder import MULTITASK, check_output, prepare_output
 from bertune.hub import Source
 from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import EncoderConfig

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from bertune.bundle import PRETRAINED, check_output, prepare_output
 from bertune.config import PRETRAINING_KEYS, Config, ReadConfig
 from bertune.data.corpus import Corpus, Pieces, hold_out, open_corpus, pieces_of, segments_of
 from bertune.data.documents import Survey, TextSource, file_sources, survey, table_source, text_columns
@@ -26,6 +25,7 @@ from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError, DataError, TrainingError, listed
 from bertune.evaluate.curves import plot_pretraining
 from bertune.files import disk_full, write_atomic, write_json
+from bertune.folder import PRETRAINED, check_output, prepare_output
 from bertune.hub import Source
 from bertune.model.hubconfig import read_config, read_source
 from bertune.model.pretraining import check_objective, load_pretraining, save_pretraining

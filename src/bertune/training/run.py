@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from bertune.bundle import Bundle, check_output, prepare_output
+from bertune.bundle import Bundle
 from bertune.config import Config
 from bertune.data.tasks import Task
 from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError, Interrupted, TrainingError, listed
 from bertune.evaluate.metrics import check_metric, evaluate, metric_value
 from bertune.files import disk_full, to_json, write_atomic, write_json
+from bertune.folder import check_output, prepare_output
 from bertune.model.encoder import EncoderConfig
 from bertune.model.load import read_config
 from bertune.model.machine import Machine, check_device, check_kernels, choose_machine

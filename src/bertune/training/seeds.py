@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bertune.bundle import BUNDLE_FILE, Bundle, write_bundle
+from bertune.bundle import Bundle, write_bundle
 from bertune.config import Config
 from bertune.errors import ConfigError
 from bertune.evaluate.choose import choose_rule
@@ -17,6 +17,7 @@ from bertune.evaluate.joint import joint_logits
 from bertune.evaluate.metrics import METRICS, is_better
 from bertune.evaluate.resample import Scores, differences, scores_of
 from bertune.files import write_json
+from bertune.folder import BUNDLE_FILE
 from bertune.paths import cache_settings
 from bertune.training.listen import Listener, Silent
 from bertune.training.outcome import Outcome

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bertune.bundle import check_output, prepare_output
 from bertune.config import Config
 from bertune.errors import ConfigError
+from bertune.folder import check_output, prepare_output
 from bertune.training.checkup import UNCHECKED
 from bertune.training.listen import Listener
 from bertune.training.run import Result, run

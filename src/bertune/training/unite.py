@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bertune.bundle import BUNDLE_FILE, Bundle, write_bundle
+from bertune.bundle import Bundle, write_bundle
 from bertune.config import Config
 from bertune.data.tokens import Tokenizer
 from bertune.errors import ModelError
 from bertune.evaluate.card import CardInfo
 from bertune.evaluate.metrics import evaluate, is_better, metric_value
 from bertune.evaluate.tables import result_columns, verdict
+from bertune.folder import BUNDLE_FILE
 from bertune.ship.torch_backend import TorchBackend
 from bertune.training.finish import CARD, judge, write_card
 from bertune.training.listen import Listener

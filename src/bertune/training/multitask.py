@@ -124,17 +124,9 @@ def _run(
     for part in parts:
         check_dropout(part.config, models[part.name])
     plan = settle_joint(config.shared.train, parts, encoder=encoder, new_head=new_head)
-    chances = shares([part.rows for part in parts], config.options)
-    counts = np.bincount(turns(chances, steps=plan.steps, seed=config.shared.train.seed), minlength=len(parts))
-    for part, count in zip(parts, counts, strict=True):
-        if not count:
-            raise ConfigError(
-                f"task {part.name}: gets none of {plan.steps} steps, so few rows does it have beside the others. Train "
-                "longer, or pass --sampling temperature with a high --temperature, which evens their turns."
-            )
+    told = turns_sentence(config, parts, steps=plan.steps)
     say(plan.sentence())
-    told = [f"{part.name} {count:,} ({share:.0%})" for part, count, share in zip(parts, counts, chances, strict=True)]
-    say(f"Steps by task: {listed(told, 12)}.")
+    say(told)
 
     prepare_output(out, resume=resume, overwrite=overwrite)
     with disk_full(f"a file in {out}", kept="What was written before it is whole."), resumable():
@@ -151,21 +143,44 @@ def _run(
                 model, parts, config.options, config.shared, plan, machine, folder=out / "run", listener=listener
             )
             say(forecast(fit, encoder))
-            try:
-                fit.run(resume=resume)
-            except Diverged as error:
-                kept = keep_good(fit.good_step, out / "run", lambda place: write_good(
-                    fit, place, base=base, folder=folder, tokenizer=tokenizer
-                ))  # fmt: skip
-                raise TrainingError(f"{error} {kept}") from None
-            metrics = finish_joint(fit, out=out, base=base, folder=folder, tokenizer=tokenizer)
-            shutil.rmtree(out / "run" / GOOD, ignore_errors=True)  # of an earlier attempt that diverged
+            metrics = train_jointly(fit, out=out, base=base, folder=folder, tokenizer=tokenizer, resume=resume)
         if config.options.then_alone:
             write_json(joint, metrics)
             metrics[ALONE] = train_alone(parts, sources, out, listener, lr=config.options.alone_lr)
         write_json(out / "run" / "metrics.json", metrics)
         checkpoint.remove(out / "run" / "checkpoints")
     return Joint(out, config.names, metrics)
+
+
+def turns_sentence(config: MultiConfig, parts: Sequence[Part], *, steps: int) -> str:
+    """How many of the steps are of each task. Raises ConfigError for a task that gets none."""
+    chances = shares([part.rows for part in parts], config.options)
+    counts = np.bincount(turns(chances, steps=steps, seed=config.shared.train.seed), minlength=len(parts))
+    for part, count in zip(parts, counts, strict=True):
+        if not count:
+            raise ConfigError(
+                f"task {part.name}: gets none of {steps} steps, so few rows does it have beside the others. Train "
+                "longer, or pass --sampling temperature with a high --temperature, which evens their turns."
+            )
+    told = [f"{part.name} {count:,} ({share:.0%})" for part, count, share in zip(parts, counts, chances, strict=True)]
+    return f"Steps by task: {listed(told, 12)}."
+
+
+def train_jointly(
+    fit: MultiFit, *, out: Path, base: Source, folder: Path, tokenizer: Tokenizer, resume: bool
+) -> dict[str, Any]:
+    """The joint part, to the results of all tasks; returns its metrics. A TrainingError after a divergence says where
+    the last good weights are."""
+    try:
+        fit.run(resume=resume)
+    except Diverged as error:
+        kept = keep_good(fit.good_step, out / "run", lambda place: write_good(
+            fit, place, base=base, folder=folder, tokenizer=tokenizer
+        ))  # fmt: skip
+        raise TrainingError(f"{error} {kept}") from None
+    metrics = finish_joint(fit, out=out, base=base, folder=folder, tokenizer=tokenizer)
+    shutil.rmtree(out / "run" / GOOD, ignore_errors=True)  # of an earlier attempt that diverged
+    return metrics
 
 
 def is_joint(out: Path) -> bool:

@@ -69,14 +69,17 @@ class TestRecipes:
         spec = read_spec(name)
 
         assert spec.name == name and spec.source
-        found = list(cells(spec, list(spec.tables), seeds=1, base=Config()))
-        assert len({cell_key(spec, cell) for cell in found}) <= len(found)
+        known: dict[str, Any] = {}
+        for cell in cells(spec, list(spec.tables), seeds=1, base=Config()):
+            assert known.setdefault(cell_key(spec, cell), cell.config) == cell.config  # nothing is taken for another
 
     @pytest.mark.parametrize(
         ("change", "said"),
         [
             ({"data": ["x"]}, "'x' is not one of"), ({"reference": "b"}, "reference 'b' is not"),
             ({"unit": "kg"}, "unit 'kg'"), ({"speed": 3}, "speed"),
+            ({"rows": {"a": {"against": "b"}}}, r"a: against: 'b' is not one of the table's rows, a\."),
+            ({"rows": {"a": {"against": "a"}}}, "a: against: 'a' is the row itself"),
         ],
     )  # fmt: skip
     def test_a_recipe_that_is_wrong_is_refused_in_a_sentence(
@@ -266,6 +269,19 @@ class TestTables:
         assert other["sd"] == pytest.approx(np.std(errors["mean"], ddof=1)) and other["seeds"] == 2
         text = markdown(spec, found, model="tiny", seeds=2)
         assert "## ways: Ways" in text and "- topics: a part" in text and "published, error, %" in text
+
+    def test_a_row_may_be_compared_with_another_one_than_the_reference(self, spec: Spec, tmp_path: Path) -> None:
+        wanted = make(spec, tmp_path)
+        table = spec.tables["ways"]
+        table.rows["as well"] = table.rows["plain"].model_copy(update={"against": "mean", "published": 7.5})
+        wanted = list(cells(spec, ["ways"], seeds=1, base=Config()))
+        plain, mean, other = results(spec, wanted, tmp_path / "out")["ways"]
+
+        assert (mean["against"], other["against"]) == ("plain", "mean")
+        assert other["value"] == plain["value"]  # the same training, which is not made again
+        assert other["difference"] == pytest.approx(-mean["difference"])
+        text = markdown(spec, {"ways": [plain, mean, other]}, model="tiny", seeds=1)
+        assert "against another row" in text and " to mean |" in text and " to plain |" in text
 
     def test_what_is_not_there_yet_is_left_open(self, spec: Spec, tmp_path: Path) -> None:
         wanted = list(cells(spec, list(spec.tables), seeds=1, base=Config()))

@@ -47,7 +47,8 @@ class Encoder(_Part):
 class Row(_Part):
     """One way to train, and what was published for it: a figure, or one for each set of data.
 
-    encoder: one of the encoders, where {data} stands for the set of data; only: the sets of data that have this row.
+    encoder: one of the encoders, where {data} stands for the set of data; only: the sets of data that have this row;
+    against: the row that it is compared with, in place of the reference of the table.
     together: the row is one training of all sets of data of its table, its tasks, and shows what that came to (tasks),
     or each task after it was fine-tuned further without the others (alone). Rows that differ in nothing else share the
     training. joint: options of it, those in SHARING.
@@ -57,6 +58,7 @@ class Row(_Part):
     published: float | dict[str, float] | None = None
     encoder: str | None = None
     only: list[str] = []
+    against: str | None = None
     together: Literal["tasks", "alone"] | None = None
     joint: dict[str, Any] = {}
 
@@ -81,6 +83,10 @@ class Table(_Part):
         """(row, data) of every line."""
         rows = self.rows.items()
         return [(name, data) for data in self.data for name, row in rows if data in (row.only or self.data)]
+
+    def other(self, row: str) -> str:
+        """The row that one is compared with; the reference itself is compared with none but itself."""
+        return self.rows[row].against or self.reference
 
     @property
     def metric(self) -> str:
@@ -113,7 +119,7 @@ class Spec(_Part):
             if table.reference not in table.rows:
                 raise ValueError(f"table {name}: the reference '{table.reference}' is not one of its rows")
             for row, one in table.rows.items():
-                wrong = _wrong_together(table, one)
+                wrong = _wrong_against(table, row) or _wrong_together(table, one)
                 if wrong:
                     raise ValueError(f"table {name}, {row}: {wrong}")
             for row, data in table.pairs():
@@ -123,6 +129,18 @@ class Spec(_Part):
             if table.metric not in METRICS:
                 raise ValueError(f"table {name}: the unit '{table.unit}' is neither error nor a metric")
         return self
+
+
+def _wrong_against(table: Table, row: str) -> str:
+    """What is wrong with the row that one is compared with, as a sentence; empty where all is well."""
+    other = table.rows[row].against
+    if other is None:
+        return ""
+    if other not in table.rows:
+        return f"against: '{other}' is not one of the table's rows, {listed(table.rows)}"
+    if other == row:
+        return f"against: '{row}' is the row itself; name another one, or leave it out"
+    return ""
 
 
 def _wrong_together(table: Table, row: Row) -> str:

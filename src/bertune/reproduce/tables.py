@@ -22,8 +22,8 @@ SHARED_OUT = (
 def results(spec: Spec, cells: list[Cell], out: Path) -> dict[str, Any]:
     """The lines of each table: data, row, published, seeds, value, sd, difference, low, high, verdict, seconds.
 
-    Values are in the unit of the table; differences are to the reference row of the same data, paired by rows and
-    seeds, with 95 % intervals over both; what has no seed yet is None.
+    Values are in the unit of the table; differences are to the row `against` (the table's reference where a row names
+    none) of the same data, paired by rows and seeds, with 95 % intervals over both; what has no seed yet is None.
     """
     done: dict[tuple[str, str, str], dict[int, Done]] = {}
     for cell in cells:
@@ -34,7 +34,7 @@ def results(spec: Spec, cells: list[Cell], out: Path) -> dict[str, Any]:
     lines: dict[str, list[dict[str, Any]]] = {}
     for (name, data, row), found in done.items():
         table = spec.tables[name]
-        lines.setdefault(name, []).append(_line(table, data, row, found, done[name, data, table.reference]))
+        lines.setdefault(name, []).append(_line(table, data, row, found, done.get((name, data, table.other(row)), {})))
     return lines
 
 
@@ -42,7 +42,8 @@ def _line(
     table: Table, data: str, row: str, found: dict[int, Done], reference: dict[int, Done]
 ) -> dict[str, Any]:
     published = table.rows[row].figure(data)
-    line: dict[str, Any] = {"data": data, "row": row, "published": published, "seeds": len(found)}
+    other = table.other(row)
+    line: dict[str, Any] = {"data": data, "row": row, "published": published, "seeds": len(found), "against": other}
     line |= dict.fromkeys(("value", "sd", "difference", "low", "high", "verdict", "seconds"))
     if not found:
         return line
@@ -50,7 +51,7 @@ def _line(
     line |= {"value": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None}
     line["seconds"] = float(np.mean([done.record["seconds"] for done in found.values()]))
     both = sorted(found.keys() & reference.keys())
-    if row == table.reference or not both:
+    if row == other or not both:
         return line
     ours, theirs = ([side[seed].scores for seed in both] for side in (found, reference))
     difference, low, high = seed_differences(table.metric, ours, theirs)
@@ -67,7 +68,7 @@ def _value(done: Done, metric: str) -> float:
 
 
 def _published_gap(table: Table, data: str, row: str) -> float | None:
-    own, other = (table.rows[name].figure(data) for name in (row, table.reference))
+    own, other = (table.rows[name].figure(data) for name in (row, table.other(row)))
     return None if own is None or other is None else own - other
 
 
@@ -83,8 +84,8 @@ def verdict(gap: float | None, low: float, high: float, *, lower_is_better: bool
 def markdown(spec: Spec, lines: dict[str, list[dict[str, Any]]], *, model: str, seeds: int) -> str:
     """The tables as a page of Markdown."""
     how = (
-        f"Ours: `--model {model}`, up to {seeds} seeds. Differences are to the reference row on the same test rows, "
-        "with 95 % intervals over rows and seeds; test rows were measured once, after validation rows had chosen."
+        f"Ours: `--model {model}`, up to {seeds} seeds. Differences are to the row that is named, on the same test "
+        "rows, with 95 % intervals over rows and seeds; test rows were measured once, after validation rows had chosen."
     )
     parts = [f"# {spec.title}", spec.source, spec.note, how]
     used = {data for name in lines for data in spec.tables[name].data}
@@ -94,13 +95,22 @@ def markdown(spec: Spec, lines: dict[str, list[dict[str, Any]]], *, model: str, 
         table = spec.tables[name]
         unit = "error, %" if table.unit == "error" else table.unit
         rows = [[
-            "data", "training", f"published, {unit}", f"ours, {unit}", "seeds", f"against {table.reference}", "finding",
+            "data", "training", f"published, {unit}", f"ours, {unit}", "seeds", f"against {_named(table)}", "finding",
             "minutes",
         ]]  # fmt: skip
         rows += [_shown(line, table) for line in found]
         shared_out = SHARED_OUT if any(row.together for row in table.rows.values()) else ""
         parts += [f"## {name}: {table.title}", table.note, shared_out, markdown_table(rows)]
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def _named(table: Table) -> str:
+    """What the rows of a table are compared with, for the head of the column; where that is several, lines name it."""
+    return "another row" if _several(table) else table.reference
+
+
+def _several(table: Table) -> bool:
+    return any(row.against not in (None, table.reference) for row in table.rows.values())
 
 
 def _shown(line: dict[str, Any], table: Table) -> list[str]:
@@ -113,6 +123,7 @@ def _shown(line: dict[str, Any], table: Table) -> list[str]:
     gap = ""
     if line["difference"] is not None:
         gap = f"{number(line['difference'], '+')} ({number(line['low'], '+')} to {number(line['high'], '+')})"
+        gap += f" to {line['against']}" if _several(table) else ""
     minutes = "" if line["seconds"] is None else f"{line['seconds'] / 60:.0f}"
     return [line["data"], line["row"], number(line["published"]), ours, str(line["seeds"]), gap,
             line["verdict"] or "", minutes]  # fmt: skip

@@ -125,8 +125,8 @@ def check_base(config: Config, folder: Path) -> None:
         )
     if config.model.lora and is_shared(folder):
         raise ConfigError(
-            f"--lora {config.model.lora}: {folder} is a task of bertune multitask, whose encoder lies beside it. Make a "
-            f"model of its own: bertune convert {folder} OUT, and pass --model OUT."
+            f"--lora {config.model.lora}: {folder} is a task of bertune multitask, whose encoder lies beside it. Make "
+            f"a model of its own: bertune convert {folder} OUT, and pass --model OUT."
         )
 
 

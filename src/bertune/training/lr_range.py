@@ -69,8 +69,8 @@ def lr_range(
         )
     if "auto" in (config.model.long_text, config.model.long_text_pair):
         raise ConfigError(
-            "--long-text auto: is chosen by trainings at a rate that is known. Pass one of the ways it would try: head, "
-            "tail, head+tail, or hierarchical."
+            "--long-text auto: is chosen by trainings at a rate that is known. Pass one of the ways it would try: "
+            "head, tail, head+tail, or hierarchical."
         )
     default = TrainConfig()
     config = config.updated({"train": {name: getattr(default, name) for name in IDLE}})

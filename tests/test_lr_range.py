@@ -150,9 +150,22 @@ def test_what_a_configuration_says_of_schedules_and_averages_changes_nothing(
     assert found[0] == found[1]
 
 
+def test_long_texts_are_read_as_in_training(table: Path, tmp_path: Path, tiny_bert: Path) -> None:
+    losses = []
+    for way in ("head", "tail", "hierarchical"):
+        done = lr(table, tiny_bert, tmp_path / way, "--long-text", way, "--max-length", "8", "--steps", "20", "--json")
+        assert done.code == 0, done.err
+        losses.append([point["loss"] for point in done.json["lr"]["points"]])
+
+    assert len({tuple(found) for found in losses}) == 3
+
+
 @pytest.mark.parametrize(("options", "message"), [
+    (["--long-text", "auto"], "--long-text auto: is chosen by trainings at a rate that is known."),
+    (["--join", "max"], "--join max: needs --long-text hierarchical."),
+    (["--to", "inf"], "--from 1e-06 --to inf: the rate rises from a positive one to a higher one, both finite."),
     (["--steps", "5"], "--steps 5: a range test takes at least 20."),
-    (["--from", "1", "--to", "0.1"], "--from 1 --to 0.1: the rate rises from a positive one to a higher one."),
+    (["--from", "1", "--to", "0.1"], "--from 1 --to 0.1: the rate rises from a positive one to a higher one"),
     (["--set", "train.epochs=3"], "--set train.epochs=3: has no effect here"),
     (["--lr", "1e-4"], "no option --lr"),
 ])  # fmt: skip

@@ -573,6 +573,14 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_lora_beside_a_task_of_a_joint_result_is_refused_before_any_work(tmp_path: Path, tiny_bert: Path) -> None:
+    joint(tmp_path / "joint", tiny_bert, names=("topics",))
+    task = tmp_path / "joint" / "tasks" / "topics"
+    with pytest.raises(ConfigError, match=rf"--lora 2: {task} is a task of bertune multitask.* bertune convert {task}"):
+        bertune.train(DATA["topics"], out=tmp_path / "out", model=task, settings=QUICK | {"model.lora": 2})
+    assert not (tmp_path / "out").exists()
+
+
 def test_lora_is_refused(tmp_path: Path, tiny_bert: Path) -> None:
     chosen = options(tiny_bert)
     chosen["model"]["lora"] = 4

@@ -274,10 +274,15 @@ class TestResume:
         with pytest.raises(ConfigError, match=r"--resume: the texts are not those that the run in .* started with\."):
             run(text, tiny_bert, tmp_path / "out", resume=True)
 
-    def test_of_a_complete_run_there_is_nothing_to_do(self, books: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    def test_of_a_complete_run_there_is_nothing_to_do_and_other_options_are_named(
+        self, books: Path, tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         whole, told = run(books, tiny_bert, tmp_path / "out"), Told()
         assert run(books, tiny_bert, tmp_path / "out", resume=True, listener=told).metrics == whole.metrics
         assert told.said == [f"{tmp_path / 'out'} holds a complete pre-training already; nothing to do."]
+        assert not caplog.text
+        run(books, tiny_bert, tmp_path / "out", resume=True, pretrain__masking=0.3)
+        assert "other options are not applied: pretrain.masking (was 0.15, now 0.3)" in caplog.text
 
 
 def test_a_divergence_leaves_the_last_good_weights_as_a_model(
@@ -371,6 +376,10 @@ class TestRefused:
             ({"pretrain__from_scratch": "mini"}, ConfigError, "--from-scratch mini: one goes on with a model and the"),
             ({"pretrain__objective": "nsp", "pretrain__masking": 0.3}, ConfigError,
              "pretrain.masking 0.3: nothing is masked with --objective nsp."),
+            ({"pretrain__random_share": 0.3}, ConfigError,
+             "pretrain.mask_share 0.8 and pretrain.random_share 0.3: are together at most 1; make one"),
+            ({"pretrain__held_out": 0, "pretrain__evaluations": 3}, ConfigError,
+             "pretrain.evaluations 3: with pretrain.held_out 0 nothing is measured."),
             ({"data__text": "txt"}, DataError, "no column 'txt'"),
             ({"train__lr": 0.1}, ConfigError, "train.lr: has no effect on a pre-training"),
         ],
@@ -395,6 +404,12 @@ class TestRefused:
         )
         assert not (tmp_path / "out").exists()
 
+    def test_shares_may_be_set_one_after_the_other(self, books: Path, tmp_path: Path) -> None:
+        # the model is looked for after options were read, so that its absence shows that these were taken
+        done = shell("pretrain", books, "--model", tmp_path / "none", "--out", tmp_path / "out", "--set",
+                     "pretrain.mask_share=1", "--set", "pretrain.random_share=0")  # fmt: skip
+        assert done.code == 2 and "pretrain" not in done.err
+
     def test_a_tokenizer_without_a_mask(self, books: Path, tmp_path: Path) -> None:
         folder = make_tiny_bert(tmp_path / "model")
         words = (folder / "vocab.txt").read_text(encoding="utf-8").replace("[MASK]", "mask")
@@ -402,9 +417,12 @@ class TestRefused:
         with pytest.raises(ConfigError, match="its tokenizer has no mask token"):
             run(books, folder, tmp_path / "out")
 
-    def test_shares_above_one(self) -> None:
-        with pytest.raises(ConfigError, match="mask_share and random_share are together at most 1"):
-            Config().updated({"pretrain": {"mask_share": 0.8, "random_share": 0.3}})
+    def test_a_result_of_lora_whose_encoder_lies_elsewhere(self, books: Path, tiny_bert: Path, tmp_path: Path) -> None:
+        lora = bertune.train(
+            topic_rows(40), out=tmp_path / "lora", model=tiny_bert, settings=QUICK | {"model.lora": 2}
+        ).out
+        with pytest.raises(ConfigError, match=rf"its encoder lies elsewhere.*bertune convert {lora} OUT"):
+            run(books, lora, tmp_path / "out")
 
 
 SHELL = (

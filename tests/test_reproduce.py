@@ -77,9 +77,11 @@ class TestRecipes:
         ("change", "said"),
         [
             ({"data": ["x"]}, "'x' is not one of"), ({"reference": "b"}, "reference 'b' is not"),
-            ({"unit": "kg"}, "unit 'kg'"), ({"speed": 3}, "speed"),
+            ({"unit": "kg"}, "unit 'kg'"), ({"speed": 3}, "'tables.t.speed' is not an option"),
             ({"rows": {"a": {"against": "b"}}}, r"a: against: 'b' is not one of the table's rows, a\."),
             ({"rows": {"a": {"against": "a"}}}, "a: against: 'a' is the row itself"),
+            ({"title": ...}, "'tables.t.title' is missing"),
+            ({"rows": {"a": {"encoder": "e {x}"}}, "data": ["d"]}, "'e {x}' is not one of the encoders"),
         ],
     )  # fmt: skip
     def test_a_recipe_that_is_wrong_is_refused_in_a_sentence(
@@ -87,9 +89,22 @@ class TestRecipes:
     ) -> None:
         path = tmp_path / "wrong.yaml"
         table = {"title": "", "data": [], "reference": "a", "rows": {"a": {}}} | change
-        path.write_text(yaml.safe_dump({"title": "t", "data": {}, "tables": {"t": table}}), encoding="utf-8")
+        table = {name: value for name, value in table.items() if value is not ...}
+        values = {"title": "t", "data": {"d": {"files": []}}, "tables": {"t": table}}
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
         with pytest.raises(ConfigError, match=said):
             read_spec(str(path))
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"encoders": {"e": {"parts": ["x"]}}}, "encoder e: 'x' is not one of the data, topics, many"),
+            ({"data": {"topics": {"files": [], "part": {"vaild": 3}}}}, "vaild"), ({"tables": {}}, "tables"),
+        ],
+    )  # fmt: skip
+    def test_so_is_one_whose_data_or_encoders_are_wrong(self, spec: Spec, change: dict[str, Any], said: str) -> None:
+        with pytest.raises(ValueError, match=said):
+            Spec.model_validate(spec.model_dump() | change)
 
     def test_a_setting_that_is_none_is_named_with_its_place(self, spec: Spec) -> None:
         spec.tables["ways"].rows["mean"].settings["model.poling"] = "mean"

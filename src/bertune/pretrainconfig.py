@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from bertune.sections import Section, flag
 
@@ -98,9 +98,3 @@ class PretrainConfig(Section):
     heads: int | None = Field(None, ge=1, description="Its attention heads.")
     ffn: int | None = Field(None, ge=1, description="Width of its feed-forward layers.")
     positions: int = Field(512, ge=8, description="Tokens that it can read.")
-
-    @model_validator(mode="after")
-    def _shares_of_one(self) -> PretrainConfig:
-        if self.mask_share + self.random_share > 1 + 1e-9:
-            raise ValueError("mask_share and random_share are together at most 1")
-        return self

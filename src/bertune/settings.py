@@ -76,5 +76,9 @@ def sentence(error: ValidationError, place: str) -> str:
     first = error.errors()[0]
     # A union (file or fraction) reports its branches as the last part of the place.
     where = ".".join(str(part) for part in first["loc"] if part not in ("str", "float"))
+    if first["type"] == "missing":
+        return f"{place}: '{where}' is missing."
+    if first["type"] == "extra_forbidden":
+        return f"{place}: '{where}' is not an option."
     message = first["msg"].removeprefix("Value error, ")
     return f"{place}: '{where}' cannot be {first['input']!r}: {message[0].lower() + message[1:]}."

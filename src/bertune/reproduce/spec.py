@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -31,7 +31,7 @@ class Data(_Part):
     valid: str | float | None = 0.1
     test: str | float | None = 0.1
     options: dict[str, Any] = {}
-    part: dict[str, int] = {}
+    part: dict[Literal["train", "valid", "test"], Annotated[int, Field(ge=1)]] = {}
     note: str = ""
 
 
@@ -61,6 +61,10 @@ class Row(_Part):
     against: str | None = None
     together: Literal["tasks", "alone"] | None = None
     joint: dict[str, Any] = {}
+
+    def encoder_on(self, data: str) -> str | None:
+        """The name of its encoder for a set of data."""
+        return None if self.encoder is None else self.encoder.replace("{data}", data)
 
     def figure(self, data: str) -> float | None:
         return self.published.get(data) if isinstance(self.published, dict) else self.published
@@ -108,10 +112,14 @@ class Spec(_Part):
     data: dict[str, Data]
     encoders: dict[str, Encoder] = {}
     settings: dict[str, Any] = {}
-    tables: dict[str, Table]
+    tables: dict[str, Table] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _known_names(self) -> Spec:
+        for name, encoder in self.encoders.items():
+            absent = [part for part in encoder.parts if part not in self.data]
+            if absent:
+                raise ValueError(f"encoder {name}: '{absent[0]}' is not one of the data, {listed(self.data)}")
         for name, table in self.tables.items():
             unknown = [data for data in table.data if data not in self.data]
             if unknown:
@@ -123,9 +131,9 @@ class Spec(_Part):
                 if wrong:
                     raise ValueError(f"table {name}, {row}: {wrong}")
             for row, data in table.pairs():
-                encoder = table.rows[row].encoder
-                if encoder is not None and encoder.format(data=data) not in self.encoders:
-                    raise ValueError(f"table {name}, {row}: '{encoder.format(data=data)}' is not one of the encoders")
+                known = table.rows[row].encoder_on(data)
+                if known is not None and known not in self.encoders:
+                    raise ValueError(f"table {name}, {row}: '{known}' is not one of the encoders")
             if table.metric not in METRICS:
                 raise ValueError(f"table {name}: the unit '{table.unit}' is neither error nor a metric")
         return self
@@ -154,7 +162,7 @@ def _wrong_together(table: Table, row: Row) -> str:
         return f"together takes two sets of data or more, and the table has {listed(table.data) or 'none'}"
     if row.only:
         return f"only: a joint training is of all data of its table, {listed(table.data)}; leave only out"
-    if row.encoder is not None and row.encoder.format(data="") != row.encoder:
+    if row.encoder_on("") != row.encoder:
         return f"encoder '{row.encoder}': a joint training begins with one for all data; name one without {{data}}"
     return ""
 
@@ -228,8 +236,8 @@ def cells(spec: Spec, tables: list[str], *, seeds: int, base: Config) -> Iterato
                 if config.data.share < 1:
                     config = config.updated({"data": {"share_seed": seed}})
                 encoder = None
-                if one.encoder is not None:
-                    known = one.encoder.format(data=data)
+                known = one.encoder_on(data)
+                if known is not None:
                     start = _with(_machine(base), spec.encoders[known].settings, f"{spec.name}, encoder {known}")
                     encoder = known, start
                     config = config.updated({"model": {"name": f"{known} of {start.model.name}"}})

@@ -10,6 +10,7 @@ from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import EncoderConfig
 from bertune.model.heads import chosen_layers
 from bertune.model.lowrank import is_adapter
+from bertune.model.shared import is_shared
 from bertune.training.features import first_trained_layer
 
 # Options without an effect unless another one has some value; all of them stand in TrainConfig or ModelConfig.
@@ -121,6 +122,11 @@ def check_base(config: Config, folder: Path) -> None:
         raise ConfigError(
             f"--lora {config.model.lora}: {folder} was itself trained with LoRA, beside another model. Merge it first: "
             f"bertune convert {folder} OUT, and pass --model OUT."
+        )
+    if config.model.lora and is_shared(folder):
+        raise ConfigError(
+            f"--lora {config.model.lora}: {folder} is a task of bertune multitask, whose encoder lies beside it. Make "
+            f"a model of its own: bertune convert {folder} OUT, and pass --model OUT."
         )
 
 

@@ -30,7 +30,7 @@ from bertune.training.idle import IDLE
 from bertune.training.interrupt import Interrupts, Stopped
 from bertune.training.listen import Listener, Silent
 from bertune.training.loop import Diverged, training_steps
-from bertune.training.opening import check_fit, load, settle_length
+from bertune.training.opening import check_fit, load, settle_length, settle_long_text
 from bertune.training.prepare import read_splits, tokenize
 from bertune.training.run import check_freeze
 from bertune.training.settle import settle
@@ -63,8 +63,15 @@ def lr_range(
     out, listener = Path(out), listener or Silent()
     if steps < 20:
         raise ConfigError(f"--steps {steps}: a range test takes at least 20.")
-    if not 0 < lowest < highest:
-        raise ConfigError(f"--from {lowest:g} --to {highest:g}: the rate rises from a positive one to a higher one.")
+    if not 0 < lowest < highest < math.inf:
+        raise ConfigError(
+            f"--from {lowest:g} --to {highest:g}: the rate rises from a positive one to a higher one, both finite."
+        )
+    if "auto" in (config.model.long_text, config.model.long_text_pair):
+        raise ConfigError(
+            "--long-text auto: is chosen by trainings at a rate that is known. Pass one of the ways it would try: "
+            "head, tail, head+tail, or hierarchical."
+        )
     default = TrainConfig()
     config = config.updated({"train": {name: getattr(default, name) for name in IDLE}})
     check_output(out, overwrite=overwrite)
@@ -91,7 +98,10 @@ def _opened(config: Config, out: Path, rates: np.ndarray, source: Any, listener:
     check_base(config, folder)
     max_length = settle_length(config, encoder, prepared.task, tokenizer)
     prepared = replace(prepared, splits={"train": prepared.train})
-    tokenize(prepared, tokenizer, max_length=max_length, truncation=config.model.truncation, say=say)
+    tokenize(
+        prepared, tokenizer, max_length=max_length, truncation=config.model.truncation, say=say,
+        long_text=settle_long_text(config, prepared.task, tokenizer, max_length),
+    )
     model, new_head = load(config, folder, prepared.task, say)
     check_dropout(config, model)
     plan = settle(config.train, rows=len(prepared.train), encoder=encoder, new_head=new_head)

@@ -28,7 +28,9 @@ from bertune.files import disk_full, write_atomic, write_json
 from bertune.folder import PRETRAINED, check_output, prepare_output
 from bertune.hub import Source
 from bertune.model.hubconfig import read_config, read_source
+from bertune.model.lowrank import is_adapter
 from bertune.model.pretraining import check_objective, load_pretraining, save_pretraining
+from bertune.model.shared import is_shared
 from bertune.model.source import open_source
 from bertune.paths import cache_root, cache_settings
 from bertune.pretrainconfig import WITHIN_TASK
@@ -39,7 +41,7 @@ from bertune.training.loop import Diverged
 from bertune.training.opening import check_fit
 from bertune.training.prepare import Prepared
 from bertune.training.pretrain_fit import PretrainFit, settle_pretraining, stage_options
-from bertune.training.run import resumable, settle_machine
+from bertune.training.run import resumable, settle_machine, warn_of_others
 from bertune.training.scratch import scratch_config, start_from_scratch
 
 MOST_HELD = 200_000  # tokens to measure on
@@ -91,6 +93,8 @@ def pretrain(
         check_output(out, resume=resume, overwrite=overwrite)
         if resume and is_pretrained(out):
             listener.say(f"{out} holds a complete pre-training already; nothing to do.")
+            record = out / "run" / "config.yaml"
+            warn_of_others(out, Config.load(record).changes(Config().updated(_relevant(config))))
             return Pretrained(out, pretraining_metrics(out))
         if source is None and not config.data.files:
             raise ConfigError("TEXT is missing: name one or more files, for example bertune pretrain books.txt.gz.")
@@ -189,6 +193,11 @@ def _model(config: Config, out: Path, *, overwrite: bool) -> tuple[Path | None, 
     if changed:
         raise ConfigError(f"pretrain.{changed[0]} {getattr(options, changed[0])}: needs --from-scratch.")
     folder, base = open_source(config.model.name, revision=config.model.revision)
+    if is_adapter(folder) or is_shared(folder):
+        raise ConfigError(
+            f"--model {folder}: its encoder lies elsewhere, as of every result of LoRA or of bertune multitask. Make a "
+            f"model of its own: bertune convert {folder} OUT, and pass --model OUT."
+        )
     if overwrite and out.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise ConfigError(f"--model {folder} lies in --out {out}; --overwrite would delete it. Choose another --out.")
     return folder, base
@@ -199,6 +208,16 @@ def _survey(
 ) -> Start:
     """Check the model against what is asked for, and go through the texts once."""
     options = config.pretrain
+    if options.mask_share + options.random_share > 1 + 1e-9:
+        raise ConfigError(
+            f"pretrain.mask_share {options.mask_share:g} and pretrain.random_share {options.random_share:g}: are "
+            "together at most 1; make one of them smaller."
+        )
+    if not options.held_out and options.evaluations != Config().pretrain.evaluations:
+        raise ConfigError(
+            f"pretrain.evaluations {options.evaluations}: with pretrain.held_out 0 nothing is measured. Leave one of "
+            "them out."
+        )
     if options.objective == "nsp":
         plain = Config().pretrain
         for name in ("masking", "mask_share", "random_share", "whole_word"):

@@ -181,14 +181,18 @@ def complete(out: Path, config: Config, say: Callable[[str], None]) -> Result:
     """The finished run in `out`, as it is; options that `config` has otherwise are named, for they change nothing."""
     say(f"{out} holds a complete run already; nothing to do.")
     record = out / "run" / "config.yaml"
-    changed = Config.load(record).changes(config) if record.is_file() else []
+    warn_of_others(out, Config.load(record).changes(config) if record.is_file() else [])
+    checkpoint.remove(out / "run" / "checkpoints")  # where the run was killed just before doing so
+    return Result(out, Bundle.read(out).task, read_metrics(out))
+
+
+def warn_of_others(out: Path, changed: list[str]) -> None:
+    """Name the options that a complete run in `out` was not made with."""
     if changed:
         log.warning(
             "--resume: the run in %s is complete, so other options are not applied: %s. Pass --overwrite to train "
             "anew with them, or another --out.", out, listed(changed, 4),
         )  # fmt: skip
-    checkpoint.remove(out / "run" / "checkpoints")  # where the run was killed just before doing so
-    return Result(out, Bundle.read(out).task, read_metrics(out))
 
 
 @contextmanager

@@ -182,7 +182,7 @@ def draw_part(name: str, data: Data, *, out: Path, folder: Path, listener: Liste
     known = digest([rows_of(data)])[:8]
     places = {split: out / "data" / f"{name}-{known}-{split}.parquet" for split in prepared.splits}
     (out / "data").mkdir(parents=True, exist_ok=True)
-    rows: dict[str, int] = {**data.part}
+    rows: dict[str, int] = {str(split): number for split, number in data.part.items()}
     for split, path in places.items():
         if not path.is_file():
             _write_part(prepared, prepared.splits[split], rows.get(split), path)

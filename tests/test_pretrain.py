@@ -161,6 +161,20 @@ def test_next_sentences_alone_leave_their_head_alone(books: Path, tiny_bert: Pat
     assert set(done.metrics["held_out"]) == {"next_accuracy", "next_loss", "pairs"}
 
 
+@pytest.mark.parametrize("objective", ["mlm", "nsp", "both"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_weight_of_the_encoder_is_trained_whatever_the_objective(
+    books: Path, tiny_bert: Path, tmp_path: Path, objective: str, precision: str
+) -> None:
+    done = run(
+        books, tiny_bert, tmp_path / "out", pretrain__objective=objective, train__precision=precision,
+        pretrain__weight_decay=0.0, pretrain__max_steps=3,
+    )  # fmt: skip
+    before, after = load_file(tiny_bert / "model.safetensors"), load_file(done.out / "model.safetensors")
+    same = {name for name, value in before.items() if torch.equal(value, after[f"bert.{name}"])}
+    assert same == ({"pooler.dense.weight", "pooler.dense.bias"} if objective == "mlm" else set())
+
+
 def test_next_sentences_are_told_from_others(tiny_bert: Path, tmp_path: Path) -> None:
     """Animals in the first sentence of a document, plants in the second: an animal in second place gives it away."""
     random, topics = np.random.default_rng(0), ("animals", "plants")

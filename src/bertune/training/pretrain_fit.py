@@ -140,10 +140,10 @@ class PretrainFit(Training):
     ) -> None:
         self.held = held
         metric = METRIC[config.pretrain.objective]
-        # The scores of the vocabulary give every row of the table a gradient, so there are none to postpone.
-        tied = config.pretrain.objective != "nsp"
+        # The scores of the vocabulary give every row of the table a gradient, so there are none to postpone; and
+        # `PretrainCourse.backward` asks for no rows, also where next sentences alone are learned.
         super().__init__(
-            model, config, plan, machine, metric=metric, folder=folder, listener=listener, by_row=not tied
+            model, config, plan, machine, metric=metric, folder=folder, listener=listener, by_row=False
         )
         self.course = PretrainCourse(
             train, plan, token_budget=machine.token_budget, clip=config.train.clip, seed=config.train.seed

@@ -546,6 +546,20 @@ class TestStage:
         wanted = "from the training rows (text; a row is a document)"
         assert any(wanted in text for text in told.said)
 
+    @pytest.mark.parametrize("options", [
+        {"train.unfreeze": "epoch"}, {"train.mixout": 0.9}, {"train.average": "swa"}, {"train.layer_decay": 0.5},
+        {"train.betas": [0.8, 0.99], "train.patience": 1}, {"model.reinit_layers": 1},
+    ], ids=str)  # fmt: skip
+    def test_techniques_of_the_training_that_follows_are_not_those_of_the_pre_training(
+        self, data: dict[str, Path], tiny_bert: Path, tmp_path: Path, options: dict[str, Any]
+    ) -> None:
+        settings = self.STAGE | {"pretrain.on": "train", "pretrain.epochs": 1}
+        for name, more in (("plain", {}), ("other", options)):
+            bertune.train(data["topics"], out=tmp_path / name, model=tiny_bert, settings=settings | more)
+        one, two = (tmp_path / name / "run" / "pretrain" for name in ("plain", "other"))
+        for file in ("model.safetensors", "run/config.yaml", "run/history.jsonl"):
+            assert (one / file).read_bytes() == (two / file).read_bytes(), file
+
     def test_an_overwritten_run_pre_trains_anew(self, data: dict[str, Path], tiny_bert: Path, tmp_path: Path) -> None:
         how: dict[str, Any] = {"model": tiny_bert, "out": tmp_path / "out"}
         for masking in (0.1, 0.4):

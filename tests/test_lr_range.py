@@ -126,6 +126,23 @@ def test_it_begins_with_the_loss_of_the_training_that_follows(table: Path, tmp_p
     assert found["points"][0]["loss"] == told.steps[0].loss
 
 
+@pytest.mark.parametrize("way", ["tail", "hierarchical"])
+def test_it_reads_long_texts_as_the_training_that_follows(
+    table: Path, tmp_path: Path, tiny_bert: Path, way: str
+) -> None:
+    told = Told()
+    quick: dict[str, Any] = {
+        "train.threads": 1, "train.precision": "fp32", "model.long_text": way, "model.max_length": 7,
+    }  # fmt: skip
+    bertune.train(
+        table, out=tmp_path / "run", model=tiny_bert, batch_size=8, settings=quick | {"train.max_steps": 1},
+        listener=told,
+    )  # fmt: skip
+    found = bertune.lr_range(table, out=tmp_path / "lr", model=tiny_bert, batch_size=8, steps=20, settings=quick).found
+
+    assert found["points"][0]["loss"] == told.steps[0].loss
+
+
 def test_ctrl_c_ends_it_with_a_sentence(table: Path, tmp_path: Path, tiny_bert: Path) -> None:
     class Stopper(Told):
         def step(self, step: Any) -> None:
@@ -155,6 +172,8 @@ def test_what_a_configuration_says_of_schedules_and_averages_changes_nothing(
     (["--from", "1", "--to", "0.1"], "--from 1 --to 0.1: the rate rises from a positive one to a higher one."),
     (["--set", "train.epochs=3"], "--set train.epochs=3: has no effect here"),
     (["--lr", "1e-4"], "no option --lr"),
+    (["--long-text", "auto"], "--long-text auto: a range test tries no ways to read long texts. Pass one of head,"),
+    (["--join", "max"], "--join max: needs --long-text hierarchical."),
 ])  # fmt: skip
 def test_what_makes_no_range_is_refused(
     options: list[str], message: str, table: Path, tmp_path: Path, tiny_bert: Path

@@ -30,7 +30,7 @@ from bertune.training.idle import IDLE
 from bertune.training.interrupt import Interrupts, Stopped
 from bertune.training.listen import Listener, Silent
 from bertune.training.loop import Diverged, training_steps
-from bertune.training.opening import check_fit, load, settle_length
+from bertune.training.opening import check_fit, load, settle_length, settle_long_text
 from bertune.training.prepare import read_splits, tokenize
 from bertune.training.run import check_freeze
 from bertune.training.settle import settle
@@ -89,9 +89,17 @@ def _opened(config: Config, out: Path, rates: np.ndarray, source: Any, listener:
     check_freeze(config, encoder)
     check_compatible(config, encoder)
     check_base(config, folder)
+    if "auto" in (config.model.long_text, config.model.long_text_pair):
+        raise ConfigError(
+            "--long-text auto: a range test tries no ways to read long texts. Pass one of head, tail, head+tail, "
+            "hierarchical."
+        )
     max_length = settle_length(config, encoder, prepared.task, tokenizer)
     prepared = replace(prepared, splits={"train": prepared.train})
-    tokenize(prepared, tokenizer, max_length=max_length, truncation=config.model.truncation, say=say)
+    tokenize(
+        prepared, tokenizer, max_length=max_length, truncation=config.model.truncation, say=say,
+        long_text=settle_long_text(config, prepared.task, tokenizer, max_length),
+    )  # fmt: skip
     model, new_head = load(config, folder, prepared.task, say)
     check_dropout(config, model)
     plan = settle(config.train, rows=len(prepared.train), encoder=encoder, new_head=new_head)

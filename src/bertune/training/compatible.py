@@ -78,8 +78,9 @@ def check_compatible(config: Config, encoder: EncoderConfig) -> None:
                 "Leave it out."
             )
     start = first_trained_layer(config.model.freeze, encoder.layers)
+    read = chosen_layers(config.model.layers, encoder)
     for key in ("train.layer_decay", "train.mixout"):
-        if start == encoder.layers and changed(config, key):
+        if start >= (read[-1] + 1 if read else encoder.layers) and changed(config, key):
             raise ConfigError(
                 f"{told(config, key)}: no layer is trained with --freeze {config.model.freeze}. Leave one of them out."
             )

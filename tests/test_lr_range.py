@@ -71,6 +71,13 @@ def test_a_loss_that_does_not_fall_suggests_nothing() -> None:
     )
 
 
+def test_a_first_batch_that_happens_to_be_easy_suggests_nothing() -> None:
+    losses = np.ones(120)
+    losses[0] = 0.8
+
+    assert judged(RATES, losses)["suggestion"] is None
+
+
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
     pl.DataFrame(topic_rows(120)).write_csv(tmp_path / "rows.csv")

@@ -43,6 +43,8 @@ REFUSED = [
      "--layer-decay 0.9: no layer is trained with --freeze encoder. Leave one of them out."),
     ({"train__mixout": 0.9, "model__freeze": "2"},
      "--mixout 0.9: no layer is trained with --freeze 2. Leave one of them out."),
+    ({"train__mixout": 0.9, "model__freeze": "1", "model__layers": "0"},
+     "--mixout 0.9: no layer is trained with --freeze 1. Leave one of them out."),
     ({"model__reinit_layers": 3},
      "--reinit-layers 3: this encoder has 2 layers. Pass so many or less."),
     ({"model__reinit_layers": 2, "model__freeze": "1"},

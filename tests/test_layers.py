@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 import bertune
 from bertune.bundle import Bundle
+from bertune.config import TrainConfig
 from bertune.errors import ConfigError
 from bertune.model.heads import Attend, Mix, chosen_layers
 from bertune.model.load import read_config
-from bertune.training.optim import freeze
+from bertune.training.optim import WORDS, Optimizer, freeze
 from technique_runs import Stop, Stopper
 from tiny_models import batch_of, loaded, padded, random_rows, tiny
 from tiny_runs import QUICK, VOCABULARY, Told, make_tiny_bert, topic_rows
@@ -174,6 +175,26 @@ class TestRuns:
         for name in names:
             same = torch.equal(before[name], after.get(f"bert.{name}", after.get(name)))
             assert same == name.startswith(above), name
+
+    def test_unfreezing_begins_with_the_highest_layer_that_is_read(self, four: Path, tmp_path: Path) -> None:
+        result = train(
+            tmp_path / "out", four, model__layers="1", train__unfreeze="epoch", train__epochs=2,
+            train__select_best=False,
+        )  # fmt: skip
+        before, after = load_file(four / "model.safetensors"), load_file(result.out / "model.safetensors")
+        name = "encoder.layer.{}.output.dense.weight"
+        moved = [not torch.equal(after[f"bert.{name.format(k)}"], before[name.format(k)]) for k in range(4)]
+        assert moved == [True, True, False, False]
+        words = "embeddings.word_embeddings.weight"
+        assert torch.equal(after[f"bert.{words}"], before[words]), "they come with the third epoch"
+
+    def test_layer_wise_decay_begins_below_the_highest_layer_that_is_read(self, four: Path) -> None:
+        model, _ = loaded(four, layers="first-3", combine="mix")
+        freeze(model, "none", train_positions=True)
+        optimizer = Optimizer(model, TrainConfig(layer_decay=0.5), lr=1e-3, steps=3, full={})
+        found = [optimizer.scales[f"encoder.layers.{number}.out.weight"] for number in range(3)]
+        assert found == [0.25, 0.5, 1.0]
+        assert optimizer.scales["encoder.embeddings.norm.weight"] == optimizer.scales[WORDS] == 0.125
 
     def test_what_is_learned_between_layers_and_head_is_trained(self, four: Path, tmp_path: Path) -> None:
         result = train(

@@ -161,6 +161,20 @@ def test_next_sentences_alone_leave_their_head_alone(books: Path, tiny_bert: Pat
     assert set(done.metrics["held_out"]) == {"next_accuracy", "next_loss", "pairs"}
 
 
+@pytest.mark.parametrize("objective", ["mlm", "nsp", "both"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_weight_of_the_encoder_is_trained_whatever_the_objective(
+    books: Path, tiny_bert: Path, tmp_path: Path, objective: str, precision: str
+) -> None:
+    done = run(
+        books, tiny_bert, tmp_path / "out", pretrain__objective=objective, train__precision=precision,
+        pretrain__weight_decay=0.0, pretrain__max_steps=3,
+    )  # fmt: skip
+    before, after = load_file(tiny_bert / "model.safetensors"), load_file(done.out / "model.safetensors")
+    same = {name for name, value in before.items() if torch.equal(value, after[f"bert.{name}"])}
+    assert same == ({"pooler.dense.weight", "pooler.dense.bias"} if objective == "mlm" else set())
+
+
 def test_next_sentences_are_told_from_others(tiny_bert: Path, tmp_path: Path) -> None:
     """Animals in the first sentence of a document, plants in the second: an animal in second place gives it away."""
     random, topics = np.random.default_rng(0), ("animals", "plants")
@@ -549,6 +563,20 @@ class TestStage:
         assert not torch.equal(stage[f"bert.{name}"], start[name])
         wanted = "from the training rows (text; a row is a document)"
         assert any(wanted in text for text in told.said)
+
+    @pytest.mark.parametrize("options", [
+        {"train.unfreeze": "epoch"}, {"train.mixout": 0.9}, {"train.average": "swa"}, {"train.layer_decay": 0.5},
+        {"train.betas": [0.8, 0.99], "train.patience": 1}, {"model.reinit_layers": 1},
+    ], ids=str)  # fmt: skip
+    def test_techniques_of_the_training_that_follows_are_not_those_of_the_pre_training(
+        self, data: dict[str, Path], tiny_bert: Path, tmp_path: Path, options: dict[str, Any]
+    ) -> None:
+        settings = self.STAGE | {"pretrain.on": "train", "pretrain.epochs": 1}
+        for name, more in (("plain", {}), ("other", options)):
+            bertune.train(data["topics"], out=tmp_path / name, model=tiny_bert, settings=settings | more)
+        one, two = (tmp_path / name / "run" / "pretrain" for name in ("plain", "other"))
+        for file in ("model.safetensors", "run/config.yaml", "run/history.jsonl"):
+            assert (one / file).read_bytes() == (two / file).read_bytes(), file
 
     def test_an_overwritten_run_pre_trains_anew(self, data: dict[str, Path], tiny_bert: Path, tmp_path: Path) -> None:
         how: dict[str, Any] = {"model": tiny_bert, "out": tmp_path / "out"}

@@ -105,6 +105,17 @@ def test_it_is_for_several_labels_too(tmp_path: Path, tiny_bert: Path) -> None:
     assert train(tmp_path / "out", tiny_bert, rows=multi_rows(60), train__r_drop=1.0).metrics["train"]["steps"] == 12
 
 
+@pytest.mark.parametrize("settings", [
+    {"model__freeze": "encoder"}, {"model__freeze": "2"}, {"model__freeze": "1", "model__layers": "0"},
+], ids=str)  # fmt: skip
+def test_layers_that_are_frozen_have_no_dropout_that_could_tell_passes_apart(
+    tmp_path: Path, tiny_bert: Path, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match="--r-drop 1: compares two passes with different dropout"):
+        train(tmp_path / "out", tiny_bert, train__r_drop=1.0, model__head_dropout=0.0, **settings)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_model_without_dropout_is_refused(tmp_path: Path) -> None:
     model = make_tiny_bert(tmp_path / "still", dropout=0.0)
     with pytest.raises(ConfigError) as caught:

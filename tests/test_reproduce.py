@@ -19,6 +19,7 @@ from bertune.reproduce.keep import cell_key, read_cell
 from bertune.reproduce.run import draw_part, make_cells
 from bertune.reproduce.spec import Encoder, Spec, cells, known_specs, read_spec
 from bertune.reproduce.tables import markdown, results, verdict
+from bertune.training.run import run
 from shell import bertune as shell
 from shell import call
 from technique_runs import Stop, Stopper
@@ -149,6 +150,20 @@ class TestTrainings:
         for cell in whole:
             one, other = (read_cell(spec, cell, tmp_path / name) for name in ("out", "whole"))
             assert one is not None and other is not None and np.array_equal(one.scores.logits, other.scores.logits)
+
+    def test_what_was_trained_before_a_stop_counts_in_its_time(
+        self, spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def resumed(*given: Any, **how: Any) -> Any:
+            result = run(*given, **how)
+            result.metrics["train"]["seconds"] += 3600.0  # of an earlier go
+            return result
+
+        monkeypatch.setattr(reproduce_run, "run", resumed)
+        cell = next(cells(spec, ["ways"], seeds=1, base=Config()))
+        make_cells(spec, [cell], out=tmp_path / "out", data=tmp_path / "data", hours=None, listener=Told())
+        done = read_cell(spec, cell, tmp_path / "out")
+        assert done is not None and done.record["seconds"] > 3600
 
     def test_no_training_begins_when_the_time_is_over(
         self, spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -29,6 +29,11 @@ class EncoderModel(nn.Module):
         return next(self.head.parameters()).device
 
     @property
+    def depth(self) -> int:
+        """How many layers are computed: those up to the highest that the head reads."""
+        return self.encoder.config.layers
+
+    @property
     def pads(self) -> bool:
         """Whether attention computes padding: where it takes rows in groups, without kernels or flash attention."""
         layers = self.encoder.layers if isinstance(self.encoder, Encoder) else ()
@@ -49,6 +54,11 @@ class ClassifierModel(EncoderModel):
         super().__init__()
         self.encoder = Encoder(encoder) if module is None else module
         self.head: Head = Head(encoder, head)
+
+    @property
+    def depth(self) -> int:
+        read = self.head.config.layers
+        return read[-1] + 1 if read else super().depth
 
     def forward(
         self, inputs: Inputs, *, noise: Noise | None = None, words: Tensor | None = None,

@@ -51,3 +51,7 @@ class MultiModel(EncoderModel):
             model.encoder = self.encoder
         self.head = Heads({name: model.head for name, model in models.items()}, uncertainty=uncertainty)
         self.models = dict(models)  # a plain dict: their weights are registered above already
+
+    @property
+    def depth(self) -> int:
+        return max(model.depth for model in self.models.values())

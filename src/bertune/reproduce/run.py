@@ -116,7 +116,8 @@ def _make(
     config = _plain(cell, model).updated({"data": _section(cell, parts[cell.data])})
     begin = time.monotonic()
     result = run(config, out=place, resume=place.exists(), listener=listener)
-    seconds = time.monotonic() - begin
+    # What was trained before a stop counts, too.
+    seconds = max(time.monotonic() - begin, result.metrics["train"]["seconds"])
     keep_cell(key, cell, out=out, place=place, metrics=result.metrics, seconds=seconds)
     shutil.rmtree(place)
 

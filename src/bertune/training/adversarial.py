@@ -20,7 +20,7 @@ from bertune.model.noise import Noise
 @dataclass(frozen=True)
 class FreeLB:
     """steps: passes, K; size: norm of an ascent; norm: largest norm of a perturbation; start: size at random. Norms are
-    over all tokens of a row."""
+    over all tokens of a row, of a chunk where a row is read in several."""
 
     steps: int
     size: float

@@ -94,8 +94,9 @@ class Training:
         unfreeze, plan = self.config.train.unfreeze, self.plan
         if unfreeze == "none":
             return {}
-        layers = self.model.encoder.config.layers
-        return thaw_steps(names, layers=layers, unfreeze=unfreeze, steps=plan.steps, per_epoch=plan.steps_per_epoch)
+        return thaw_steps(
+            names, layers=self.model.depth, unfreeze=unfreeze, steps=plan.steps, per_epoch=plan.steps_per_epoch
+        )
 
     def run(self, *, resume: bool) -> Progress:
         """Train to the end, or from the newest checkpoint on; the model then holds the chosen weights, in fp32.

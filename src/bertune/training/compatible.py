@@ -79,8 +79,9 @@ def check_compatible(config: Config, encoder: EncoderConfig) -> None:
                 "Leave it out."
             )
     start = first_trained_layer(config.model.freeze, encoder.layers)
+    read = chosen_layers(config.model.layers, encoder)
     for key in ("train.layer_decay", "train.mixout"):
-        if start == encoder.layers and changed(config, key):
+        if start >= (read[-1] + 1 if read else encoder.layers) and changed(config, key):
             raise ConfigError(
                 f"{told(config, key)}: no layer is trained with --freeze {config.model.freeze}. Leave one of them out."
             )
@@ -132,8 +133,9 @@ def check_base(config: Config, folder: Path) -> None:
 
 def check_dropout(config: Config, model: ClassifierModel) -> None:
     """Raise ConfigError for R-Drop where two passes could not differ."""
-    encoder, frozen = model.encoder.config, config.model.freeze == "encoder"
-    inside = [encoder.attention_dropout, encoder.embedding_dropout or 0.0, encoder.ffn_dropout]
+    encoder, start = model.encoder.config, first_trained_layer(config.model.freeze, model.encoder.config.layers)
+    frozen = start >= model.depth  # layers that are not trained drop nothing, see `loop.Course`
+    inside = [encoder.attention_dropout, encoder.ffn_dropout, 0.0 if start else encoder.embedding_dropout or 0.0]
     if encoder.arch != "modernbert":
         inside.append(encoder.dropout)
     if config.train.r_drop and not model.head.config.dropout and (frozen or not any(inside)):

@@ -101,7 +101,7 @@ def _opened(config: Config, out: Path, rates: np.ndarray, source: Any, listener:
     tokenize(
         prepared, tokenizer, max_length=max_length, truncation=config.model.truncation, say=say,
         long_text=settle_long_text(config, prepared.task, tokenizer, max_length),
-    )
+    )  # fmt: skip
     model, new_head = load(config, folder, prepared.task, say)
     check_dropout(config, model)
     plan = settle(config.train, rows=len(prepared.train), encoder=encoder, new_head=new_head)
@@ -149,18 +149,24 @@ def smoothed(losses: np.ndarray) -> np.ndarray:
 
 def _first(losses: np.ndarray, steps: int) -> float:
     """What the loss was before the rate could do anything: the mean of the first tenth."""
-    return float(losses[: max(2, steps // 10)].mean())
+    return float(losses[: _tenth(steps)].mean())
+
+
+def _tenth(steps: int) -> int:
+    return max(2, steps // 10)
 
 
 def judged(rates: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
     """What the losses at rising rates say.
 
-    {"points": [{"lr", "loss", "smoothed"}], "lowest": {"lr", "loss"} of the smoothed loss, "suggestion": a tenth of
-    that rate, None where the loss did not fall by 5 % of what it was at first, "diverged": the first rate from the
-    lowest point on at which it is half as much again as at first, or no number; None where there is none}.
+    {"points": [{"lr", "loss", "smoothed"}], "lowest": {"lr", "loss"} of the smoothed loss after the first tenth of the
+    steps, "suggestion": a tenth of that rate, None where the loss did not fall by 5 % of what it was at first,
+    "diverged": the first rate from the lowest point on at which it is half as much again as at first, or no number;
+    None where there is none}.
     """
     line, first = smoothed(losses), _first(losses, len(losses))
-    place = int(np.argmin(line))
+    begin = min(_tenth(len(losses)), len(losses) - 1)  # before it a point is the mean of few batches, or a single one
+    place = begin + int(np.argmin(line[begin:]))
     away = np.flatnonzero(~(line[place:] <= AWAY * first))
     fell = line[place] < (1 - FALL) * first
     points = [

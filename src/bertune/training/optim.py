@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bertune.config import TrainConfig
 from bertune.errors import ConfigError
 from bertune.model import kernels
-from bertune.model.classifier import ClassifierModel, EncoderModel
+from bertune.model.classifier import EncoderModel
 from bertune.model.encoder import Encoder
 from bertune.training.lora import PREFIX, Lora
 from bertune.training.mixout import Mixout
@@ -38,8 +38,7 @@ def freeze(model: EncoderModel, what: str, *, train_positions: bool) -> None:
                 f"--freeze {what}: an encoder outside the family is trained whole or not at all. Pass none or encoder."
             )
         return
-    read = model.head.config.layers if isinstance(model, ClassifierModel) else ()
-    for layer in encoder.layers[read[-1] + 1 :] if read else ():
+    for layer in encoder.layers[model.depth :]:
         layer.requires_grad_(False)  # nobody reads what lies above
     if not train_positions and encoder.embeddings.position is not None:
         encoder.embeddings.position.requires_grad_(False)
@@ -133,7 +132,7 @@ class Optimizer:
         factors = dict.fromkeys(names, 1.0)
         if config.layer_decay != 1:
             factors = layer_factors(
-                names, layers=model.encoder.config.layers, decay=config.layer_decay, on=config.layer_decay_on
+                names, layers=model.depth, decay=config.layer_decay, on=config.layer_decay_on
             )
         return {name: head if name.startswith("head.") else factor for name, factor in factors.items()}
 

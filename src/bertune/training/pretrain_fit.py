@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from bertune.config import Config, TrainConfig
+from bertune.config import PRETRAINING_KEYS, Config, TrainConfig
 from bertune.data.batch import epoch_order, split_by_budget
 from bertune.data.sequences import Sample, Sequences
 from bertune.model.encoder import EncoderConfig
@@ -70,11 +70,13 @@ def settle_pretraining(
 
 
 def stage_options(config: Config) -> TrainConfig:
-    """The options of the loop and the optimizer in a pre-training: AdamW, with a rate that falls linearly."""
-    own, plain = config.pretrain, TrainConfig()
-    return config.train.model_copy(update={
-        "warmup": own.warmup, "weight_decay": own.weight_decay, "clip": own.clip, "schedule": "linear",
-        "optimizer": "adamw", "betas": plain.betas, "eps": plain.eps,
+    """The options of the loop and the optimizer in a pre-training: AdamW, with a rate that falls linearly. Of the
+    section train only those hold that a pre-training has; the others belong to the training that may follow."""
+    own = config.pretrain
+    held = {key.removeprefix("train.") for key in PRETRAINING_KEYS if key.startswith("train.")}
+    return TrainConfig().model_copy(update={
+        **config.train.model_dump(include=held), "warmup": own.warmup, "weight_decay": own.weight_decay,
+        "clip": own.clip, "schedule": "linear", "optimizer": "adamw",
     })  # fmt: skip
 
 
@@ -140,10 +142,10 @@ class PretrainFit(Training):
     ) -> None:
         self.held = held
         metric = METRIC[config.pretrain.objective]
-        # The scores of the vocabulary give every row of the table a gradient, so there are none to postpone.
-        tied = config.pretrain.objective != "nsp"
+        # The scores of the vocabulary give every row of the table a gradient, so there are none to postpone; and
+        # `PretrainCourse.backward` asks for no rows, also where next sentences alone are learned.
         super().__init__(
-            model, config, plan, machine, metric=metric, folder=folder, listener=listener, by_row=not tied
+            model, config, plan, machine, metric=metric, folder=folder, listener=listener, by_row=False
         )
         self.course = PretrainCourse(
             train, plan, token_budget=machine.token_budget, clip=config.train.clip, seed=config.train.seed

@@ -34,6 +34,7 @@ def layer_factors(names: Iterable[str], *, layers: int, decay: float, on: str) -
     on "encoder": Sun et al. 2019 (arXiv 1905.05583, section 5.3.3) as its authors' program has it: layer l of L has
     decay ** (L - 1 - l), and embeddings, pooler and classifier keep their rate. on "all": the common form, where the
     embeddings lie a step below layer 0. What stands above the layers (the last norm of modernbert) keeps its rate.
+    layers: L, of those that are computed.
     """
     kept = layers if on == "encoder" else None
     depths = {name: depth_of(name, layers) for name in names}
@@ -47,7 +48,7 @@ def depth_of(name: str, layers: int) -> int:
     part = rest.split(".")
     if side == "encoder" and part[0] == "embeddings":
         return layers
-    return layers - 1 - int(part[1]) if side == "encoder" and part[0] == "layers" else 0
+    return max(0, layers - 1 - int(part[1])) if side == "encoder" and part[0] == "layers" else 0
 
 
 def thaw_steps(
@@ -57,7 +58,7 @@ def thaw_steps(
 
     Howard & Ruder 2018 (arXiv 1801.06146, section 3.3): the head and the top layer first, then one layer more at a
     time, the embeddings last. unfreeze: "epoch" (a layer more in every epoch), or the share of all steps after which
-    everything is trained, cut into equal parts.
+    everything is trained, cut into equal parts. layers: how many are computed.
     """
     every = per_epoch if unfreeze == "epoch" else float(unfreeze) * steps / layers
     return {name: math.ceil(depth_of(name, layers) * every) for name in names}

@@ -97,12 +97,20 @@ def done(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, told: Told) 
     ],
 )  # fmt: skip
 def test_steps_are_of_tasks_in_the_proportion_that_was_asked_for(asked: Any, expected: list[float]) -> None:
-    chances = shares([900, 400, 100], JointOptions.model_validate(asked))
+    chances = shares([900, 400, 100], [16, 16, 16], JointOptions.model_validate(asked))
     assert chances == pytest.approx(expected)
     steps = 20_000
     found = np.bincount(turns(chances, steps=steps, seed=3), minlength=3)
     for count, share in zip(found, expected, strict=True):
         assert abs(count - steps * share) < 4 * math.sqrt(steps * share * (1 - share))  # once in 16,000 by chance
+
+
+def test_a_task_of_smaller_batches_has_more_turns_so_that_its_rows_are_seen_as_often() -> None:
+    batch_sizes = np.array([32, 16])
+    for asked, seen in (("proportional", [600, 300]), ("sqrt", [math.sqrt(600), math.sqrt(300)])):
+        chances = shares([600, 300], batch_sizes.tolist(), JointOptions.model_validate({"sampling": asked}))
+        assert chances.sum() == pytest.approx(1)
+        assert chances * batch_sizes / (chances @ batch_sizes) == pytest.approx(np.array(seen) / sum(seen))
 
 
 def test_a_turn_depends_on_seed_and_step_alone() -> None:
@@ -494,7 +502,9 @@ def test_a_task_trains_on_alone_and_that_is_taken_up_too(tmp_path: Path, tiny_be
         assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_alone_a_task_may_learn_at_a_rate_of_its_own(tmp_path: Path, tiny_bert: Path) -> None:
+def test_alone_a_task_may_learn_at_a_rate_of_its_own(
+    tmp_path: Path, tiny_bert: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     train = {"head_lr": 2e-2, "schedule": "constant", "warmup": 0.0}
 
     def rates(out: str, **more: Any) -> list[float]:
@@ -513,8 +523,8 @@ def test_alone_a_task_may_learn_at_a_rate_of_its_own(tmp_path: Path, tiny_bert: 
     assert set(rates("lower", alone_lr=1e-4)) == {1e-4}
     assert heads == [True, False]  # the lower one is that of the head, too
     assert weights(tmp_path / "usual") == weights(tmp_path / "lower")
-    with pytest.raises(ConfigError, match=r"started with other options: alone_lr \(was 0\.0001, now None\)"):
-        joint(tmp_path / "lower", tiny_bert, names=("topics",), train=train, then_alone=True, resume=True)
+    joint(tmp_path / "lower", tiny_bert, names=("topics",), train=train, then_alone=True, resume=True)
+    assert "other options are not applied: alone_lr (was 0.0001, now None)" in caplog.text
 
 
 def test_the_record_names_the_rate_alone_only_where_there_is_one(tiny_bert: Path) -> None:
@@ -592,6 +602,38 @@ def test_a_name_that_stands_twice_in_the_file_is_refused(tmp_path: Path) -> None
     (tmp_path / "tasks.yaml").write_text("tasks:\n  one: {}\n  two: {}\n  one: {}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="line 4: 'one' stands there twice"):
         MultiConfig.load(tmp_path / "tasks.yaml")
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("1: {}", "'tasks.1' is no name as YAML reads it; put it in quotes."),
+    ("'my task': {}", "'tasks': 'my task' is a folder's name, too: letters, digits, - and _ only."),
+    ("one:", "'tasks.one' holds nothing; write its options below it, NAME: VALUE each."),
+    ("one: [a]", "'tasks.one' holds ['a']; write its options below it"),
+    ("one: {wieght: 2}", "'tasks.one.wieght' is not an option."),
+    ("one: {weight: .inf}", "'tasks.one.weight' cannot be inf: input should be a finite number."),
+])  # fmt: skip
+def test_a_mistake_in_the_file_is_told_with_its_place(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "tasks.yaml").write_text(f"tasks:\n  {text}\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        MultiConfig.load(tmp_path / "tasks.yaml")
+    assert said in str(caught.value)
+
+
+def test_another_command_does_not_go_on_with_a_joint_training(done: Joint, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    write_rows(rows, DATA["topics"])
+    before = {path: path.read_bytes() for path in done.out.rglob("*") if path.is_file()}
+    for command in ("train", "pretrain"):
+        failed = call(command, rows, "--resume", "--out", done.out)
+        assert failed.code == 2
+        assert f"--resume: {done.out} was made by bertune multitask, which bertune {command} cannot go on" in failed.err
+    assert before == {path: path.read_bytes() for path in done.out.rglob("*") if path.is_file()}
+
+
+def test_the_folder_of_a_joint_result_is_no_model_but_holds_some(done: Joint, tmp_path: Path) -> None:
+    failed = call("convert", done.out, tmp_path / "model")
+    assert failed.code == 2
+    assert f"pass its encoder, {done.out / 'encoder'}, or one of the tasks in {done.out / 'tasks'}: " in failed.err
 
 
 def test_data_for_an_unknown_task_is_refused(tmp_path: Path, tiny_bert: Path) -> None:

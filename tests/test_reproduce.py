@@ -261,9 +261,26 @@ class TestTrainings:
 
         assert rows == {("plain", 0): (40, 0), ("mean", 0): (20, 0), ("plain", 1): (40, 0), ("mean", 1): (20, 1)}
 
-    def test_data_that_is_not_there_is_named(self, spec: Spec, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"topics.csv: no such file. Pass the folder .* with --data"):
-            draw_part("topics", spec.data["topics"], out=tmp_path, folder=tmp_path / "none", listener=Told())
+    def test_data_that_is_not_there_is_named_before_the_first_training(self, spec: Spec, tmp_path: Path) -> None:
+        (tmp_path / "data" / "many.csv").unlink()  # of the second table
+        told = Told()
+        with pytest.raises(ConfigError, match=r"many.csv: no such file. Pass the folder .* with --data"):
+            make(spec, tmp_path, told=told)
+        assert not told.said and not (tmp_path / "out").exists()
+
+    def test_a_file_of_an_encoder_that_is_not_there_is_named_before_the_first_training(
+        self, spec: Spec, tmp_path: Path
+    ) -> None:
+        values = spec.model_dump() | {"encoders": {"more": {"files": ["more.txt", "most.txt"]}}}
+        values["tables"]["others"]["rows"]["frozen"]["encoder"] = "more"
+        with pytest.raises(ConfigError, match=r"more.txt: no such file \(and 1 more\)"):
+            make(Spec.model_validate(values), tmp_path)
+        assert not (tmp_path / "out").exists()
+
+    def test_an_option_of_data_that_is_none_is_named_with_its_place(self, spec: Spec, tmp_path: Path) -> None:
+        spec.data["topics"].options["txet"] = ["text"]
+        with pytest.raises(ConfigError, match=r"data topics: 'data.txet' is not an option"):
+            make(spec, tmp_path)
 
 
 class TestTables:

@@ -28,7 +28,7 @@ INCOMING = ".bertune-incoming"  # a complete bundle on its way in
 HOW = "Make a result folder with: bertune train DATA --out FOLDER."
 _JOINT = ("encoder", "tasks", "alone")  # folders of a joint training beside run/
 _OLD = ".bertune-old"  # an old result on its way out
-_MARKER = ".bertune-run"  # in run/ from its first moment: this folder was made by a run
+_MARKER = ".bertune-run"  # in run/ from its first moment: this folder was made by a run; holds the name of its command
 _JUNK = {".DS_Store", "Thumbs.db", "desktop.ini"}  # file managers leave these anywhere
 
 
@@ -43,8 +43,9 @@ def checked_names(files: Mapping[str, str]) -> Mapping[str, str]:
     return files
 
 
-def check_output(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Raise the ConfigError that `prepare_output` would raise, and change nothing: for before the long work."""
+def check_output(out: Path, *, resume: bool = False, overwrite: bool = False, by: str = "train") -> None:
+    """Raise the ConfigError that `prepare_output` would raise, and change nothing: for before the long work. by: the
+    command, which goes on with nothing that another one began."""
     if resume and overwrite:
         raise ConfigError("--resume goes on with a run and --overwrite throws it away; pass one of them.")
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
@@ -66,6 +67,13 @@ def check_output(out: Path, *, resume: bool = False, overwrite: bool = False) ->
             f"--out {out}: the folder holds {found}, and nothing that bertune made; such a folder is never "
             f"{'written into' if resume else 'replaced'}. Choose another one."
         )
+    marker = out / RUN_FOLDER / _MARKER
+    maker = marker.read_text(encoding="utf-8") if resume and marker.is_file() else ""  # empty: an earlier version
+    if maker and maker != by:
+        raise ConfigError(
+            f"--resume: {out} was made by bertune {maker}, which bertune {by} cannot go on with. Use that command, or "
+            "choose another --out."
+        )
     foreign = _foreign(out)
     if overwrite and foreign:
         raise ConfigError(
@@ -74,14 +82,14 @@ def check_output(out: Path, *, resume: bool = False, overwrite: bool = False) ->
         )
 
 
-def prepare_output(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+def prepare_output(out: Path, *, resume: bool = False, overwrite: bool = False, by: str = "train") -> None:
     """Make `out` ready for a run: `check_output`, then an existing folder with run/ in it.
 
     Call it when everything that can be wrong with the input has been checked: with `overwrite` the old result leaves
     here. It is moved aside (after an error it is moved back) and then deleted; only what bertune wrote is touched. With
     `resume` everything stays, except unfinished files of a killed writer.
     """
-    check_output(out, resume=resume, overwrite=overwrite)
+    check_output(out, resume=resume, overwrite=overwrite, by=by)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if overwrite or (out / _OLD).exists():
@@ -91,7 +99,7 @@ def prepare_output(out: Path, *, resume: bool = False, overwrite: bool = False) 
             for leftover in folder.glob(f"{TEMPORARY}*"):
                 _remove(leftover)
         (out / RUN_FOLDER).mkdir(exist_ok=True)
-        (out / RUN_FOLDER / _MARKER).write_bytes(b"")
+        (out / RUN_FOLDER / _MARKER).write_text(by, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written to: {error}. Choose another folder.") from None
 

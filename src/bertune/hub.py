@@ -218,6 +218,12 @@ def _local(path: Path) -> Source:
             f"{path} is an ensemble of {len(members)} models; name one of them, for example {members[0]}, or train "
             "with --keep best or soup."
         )
+    if (path / "encoder" / CONFIG).is_file() and (path / "tasks").is_dir():
+        tasks = sorted(child.name for child in (path / "tasks").iterdir())
+        raise ModelError(
+            f"{path} is a result of several tasks; pass its encoder, {path / 'encoder'}, or one of the tasks in "
+            f"{path / 'tasks'}: {listed(tasks, 6)}."
+        )
     found = listed(sorted(child.name for child in path.iterdir()), 6) or "nothing"
     shadowed = f" To use the preset '{path}', rename this folder." if str(path) in PRESETS else ""
     raise ModelError(

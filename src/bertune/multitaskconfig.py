@@ -61,7 +61,8 @@ class JointOptions(Section):
 
     sampling: Literal["proportional", "sqrt", "temperature"] = Field(
         "proportional",
-        description="How often a step is of a task: as its training rows, their square root, or their 1/T-th power.",
+        description="How many rows are seen of a task: as it has training rows, their square root, or their 1/T-th "
+        "power.",
     )
     temperature: float = Field(2.0, ge=1, description="T of --sampling temperature: 1 as the rows, the larger the "
                                "more alike.")  # fmt: skip

@@ -80,5 +80,13 @@ def sentence(error: ValidationError, place: str) -> str:
         return f"{place}: '{where}' is missing."
     if first["type"] == "extra_forbidden":
         return f"{place}: '{where}' is not an option."
+    if where.endswith(".[key]"):
+        name = where.removesuffix(".[key]")
+        return f"{place}: '{name}' is no name as YAML reads it; put it in quotes."
+    if first["type"] in ("model_type", "dict_type"):
+        found = "nothing" if first["input"] is None else repr(first["input"])
+        return f"{place}: '{where}' holds {found}; write its options below it, NAME: VALUE each."
     message = first["msg"].removeprefix("Value error, ")
+    if isinstance(first["input"], dict):
+        return f"{place}: '{where}': {message}."
     return f"{place}: '{where}' cannot be {first['input']!r}: {message[0].lower() + message[1:]}."

@@ -37,14 +37,14 @@ def make_cells(
     """Train what is not there yet; False where `hours` were over before the last. Raises what `run` raises."""
     end = None if hours is None else time.monotonic() + 3600 * hours
     todo = _trainings(spec, wanted, out)
+    _check_files(spec, [cell for made in todo.values() for cell in made.values()], data)
     parts: dict[str, DataConfig] = {}
     for number, (key, made) in enumerate(todo.items(), 1):
         if end is not None and time.monotonic() > end:
             listener.say(f"{len(todo) - number + 1} trainings are left; run the same command again to go on.")
             return False
         cell = next(iter(made.values()))
-        texts = [] if cell.encoder is None else spec.encoders[cell.encoder[0]].parts
-        for name in (*cell.tasks, *texts):
+        for name in _parts(spec, cell):
             if name not in parts:
                 parts[name] = draw_part(name, spec.data[name], out=out, folder=data, listener=listener)
         for one in made.values():
@@ -57,6 +57,32 @@ def make_cells(
         make = _make if cell.joint is None else _make_together
         make(made, parts, out=out, place=out / "running" / key, model=model, listener=listener)
     return True
+
+
+def _parts(spec: Spec, cell: Cell) -> tuple[str, ...]:
+    """The sets of data that a cell is made of, its encoder included."""
+    texts = [] if cell.encoder is None else spec.encoders[cell.encoder[0]].parts
+    return (*cell.tasks, *texts)
+
+
+def _check_files(spec: Spec, wanted: list[Cell], folder: Path) -> None:
+    """Raise ConfigError for a file that is not there, before the first training and not at the last."""
+    files: dict[Path, None] = {}
+    for cell in wanted:
+        for name in _parts(spec, cell):
+            files |= dict.fromkeys(_files(spec.data[name], folder))
+        if cell.encoder is not None:
+            files |= dict.fromkeys(folder / file for file in spec.encoders[cell.encoder[0]].files)
+    missing = [str(path) for path in files if not path.exists()]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise ConfigError(f"{missing[0]}: no such file{more}. Pass the folder that holds the data sets with --data.")
+
+
+def _files(data: Data, folder: Path) -> list[Path]:
+    """Those of its rows, then those of splits that have files of their own."""
+    own = [value for value in (data.valid, data.test) if isinstance(value, str)]
+    return [folder / file for file in (*data.files, *own)]
 
 
 def _check_unit(spec: Spec, cell: Cell, part: DataConfig) -> None:
@@ -90,9 +116,6 @@ def make_encoder(
     name = next(other for other, known in spec.encoders.items() if known == encoder)  # one for all that are alike
     place = out / "encoders" / f"{name}-{digest(encoder_record(spec, name, config))[:8]}"
     files = [folder / file for file in encoder.files]
-    missing = [str(path) for path in files if not path.exists()]
-    if missing:
-        raise ConfigError(f"{missing[0]}: no such file. Pass the folder that holds the data sets with --data.")
     for part in encoder.parts:
         rows = Path(parts[part].files[0])
         path = rows.with_name(f"{rows.stem}-texts.parquet")
@@ -170,16 +193,12 @@ def draw_part(name: str, data: Data, *, out: Path, folder: Path, listener: Liste
 
     Validation rows come from the training rows, never from the test rows.
     """
-    paths = [folder / file for file in data.files]
-    given: dict[str, Any] = {"files": [str(path) for path in paths]}
+    given: dict[str, Any] = {"files": [str(folder / file) for file in data.files]}
     for split in ("valid", "test"):
         value = getattr(data, split)
         given[split] = str(folder / value) if isinstance(value, str) else value
-        paths += [folder / value] if isinstance(value, str) else []
-    missing = [str(path) for path in paths if not path.exists()]
-    if missing:
-        raise ConfigError(f"{missing[0]}: no such file. Pass the folder that holds the data sets with --data.")
-    prepared = read_splits(None, Config().updated({"data": {**given, **data.options}}).data, listener.say)
+    values = {"data": {**given, **data.options}}
+    prepared = read_splits(None, Config().updated(values, place=f"data {name}").data, listener.say)
     known = digest([rows_of(data)])[:8]
     places = {split: out / "data" / f"{name}-{known}-{split}.parquet" for split in prepared.splits}
     (out / "data").mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ SHARING = ("sampling", "temperature", "uncertainty")  # options of a joint train
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Data(_Part):

@@ -30,6 +30,7 @@ FLAGS = {
     "train.layer_decay": "--layer-decay", "train.unfreeze": "--unfreeze", "train.mixout": "--mixout",
     "train.adversarial": "--adversarial", "model.reinit_layers": "--reinit-layers", "model.lora": "--lora",
     "train.r_drop": "--r-drop", "train.average": "--average", "model.freeze": "--freeze",
+    "train.weight_decay": "--weight-decay", "model.dropout": "--dropout",
 }  # fmt: skip
 # What cannot go together, and why.
 PAIRS = (
@@ -80,11 +81,17 @@ def check_compatible(config: Config, encoder: EncoderConfig) -> None:
             )
     start = first_trained_layer(config.model.freeze, encoder.layers)
     read = chosen_layers(config.model.layers, encoder)
-    for key in ("train.layer_decay", "train.mixout"):
+    inside = ("train.layer_decay", "train.mixout", *(() if config.pretrain.on else ("model.dropout",)))
+    for key in inside:
         if start >= (read[-1] + 1 if read else encoder.layers) and changed(config, key):
             raise ConfigError(
                 f"{told(config, key)}: no layer is trained with --freeze {config.model.freeze}. Leave one of them out."
             )
+    if config.train.optimizer == "adam" and config.train.weight_decay and changed(config, "train.weight_decay"):
+        raise ConfigError(
+            f"{told(config, 'train.weight_decay')}: the plain Adam decays no weights. Pass --optimizer adamw, or leave "
+            "it out."
+        )
     if start and changed(config, "train.adversarial"):
         raise ConfigError(
             f"{told(config, 'train.adversarial')}: with --freeze {config.model.freeze} training starts above the "

@@ -74,10 +74,10 @@ def lr_range(
         )
     default = TrainConfig()
     config = config.updated({"train": {name: getattr(default, name) for name in IDLE}})
-    check_output(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite, by="lr")
     with cache_settings(config.cache.folder, config.cache.limit):
         fit = _opened(config, out, lowest * (highest / lowest) ** (np.arange(steps) / (steps - 1)), source, listener)
-        prepare_output(out, overwrite=overwrite)
+        prepare_output(out, overwrite=overwrite, by="lr")
         with disk_full(f"a file in {out}", kept="Nothing was trained."):
             found = judged(*_losses(fit, listener))
             found |= {"batch_size": fit.plan.batch_size, "head": fit.plan.head_lr / fit.plan.lr}

@@ -39,7 +39,7 @@ from bertune.training.compatible import check_compatible, check_dropout
 from bertune.training.finish import GOOD, finish, keep_good, versions, write_model
 from bertune.training.listen import Listener, Silent
 from bertune.training.loop import Diverged
-from bertune.training.multitask_fit import METRIC, MultiFit, Part, score, settle_joint, shares, turns
+from bertune.training.multitask_fit import METRIC, MultiFit, Part, chances, score, settle_joint, turns
 from bertune.training.opening import check_fit, load, settle_length, settle_long_text
 from bertune.training.prepare import keep_apart, read_splits, tokenize
 from bertune.training.promise import check_enough
@@ -52,6 +52,7 @@ from bertune.training.run import (
     resumable,
     run,
     settle_machine,
+    warn_of_others,
 )
 from bertune.training.settle import Load, duration, estimate
 
@@ -92,13 +93,20 @@ def _run(
     unknown = [name for name in sources if name not in config.names]
     if unknown:
         raise ConfigError(f"data is given for '{unknown[0]}', which is no task; tasks: {listed(config.names)}.")
-    check_output(out, resume=resume, overwrite=overwrite)
+    check_output(out, resume=resume, overwrite=overwrite, by="multitask")
     if resume and is_joint(out):
-        _check_same(config, out)
+        other = _changes(config, out)
         if (out / "run" / "metrics.json").is_file():
             say(f"{out} holds a complete joint training already; nothing to do.")
+            warn_of_others(out, other)
             checkpoint.remove(out / "run" / "checkpoints")
-            return Joint(out, config.names, joint_metrics(out))
+            metrics = joint_metrics(out)
+            return Joint(out, tuple(metrics["tasks"]), metrics)
+        if other:
+            raise ConfigError(
+                f"--resume: the run in {out} was started with other options: {listed(other, 4)}. "
+                "Pass the same ones, or --overwrite to start anew."
+            )
     earlier, folder, base = open_base(config.shared)
     if overwrite and out.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise ConfigError(f"--model {folder} lies in --out {out}; --overwrite would delete it. Choose another --out.")
@@ -128,7 +136,7 @@ def _run(
     say(plan.sentence())
     say(told)
 
-    prepare_output(out, resume=resume, overwrite=overwrite)
+    prepare_output(out, resume=resume, overwrite=overwrite, by="multitask")
     with disk_full(f"a file in {out}", kept="What was written before it is whole."), resumable():
         machine = settle_machine(config.shared, out, plan, resume=resume)
         machine.use()
@@ -154,15 +162,15 @@ def _run(
 
 def turns_sentence(config: MultiConfig, parts: Sequence[Part], *, steps: int) -> str:
     """How many of the steps are of each task. Raises ConfigError for a task that gets none."""
-    chances = shares([part.rows for part in parts], config.options)
-    counts = np.bincount(turns(chances, steps=steps, seed=config.shared.train.seed), minlength=len(parts))
+    often = chances(parts, config.options)
+    counts = np.bincount(turns(often, steps=steps, seed=config.shared.train.seed), minlength=len(parts))
     for part, count in zip(parts, counts, strict=True):
         if not count:
             raise ConfigError(
                 f"task {part.name}: gets none of {steps} steps, so few rows does it have beside the others. Train "
                 "longer, or pass --sampling temperature with a high --temperature, which evens their turns."
             )
-    told = [f"{part.name} {count:,} ({share:.0%})" for part, count, share in zip(parts, counts, chances, strict=True)]
+    told = [f"{part.name} {count:,} ({share:.0%})" for part, count, share in zip(parts, counts, often, strict=True)]
     return f"Steps by task: {listed(told, 12)}."
 
 
@@ -272,19 +280,15 @@ def keep_joint_record(
     write_atomic(out / "run" / "config.yaml", config.to_yaml())
     for part in parts:
         folder = out / TASKS / part.name
-        prepare_output(folder, resume=True)
+        prepare_output(folder, resume=True, by="multitask")
         keep_record(part.config, folder, part.prepared, resume=resume)
         checkups[part.name].write(folder / "run")
 
 
-def _check_same(config: MultiConfig, out: Path) -> None:
+def _changes(config: MultiConfig, out: Path) -> list[str]:
+    """What the run in `out` was started with otherwise."""
     record = out / "run" / "config.yaml"
-    changed = MultiConfig.load(record).changes(config) if record.is_file() else []
-    if changed:
-        raise ConfigError(
-            f"--resume: the run in {out} was started with other options: {listed(changed, 4)}. "
-            "Pass the same ones, or --overwrite to start anew."
-        )
+    return MultiConfig.load(record).changes(config) if record.is_file() else []
 
 
 def finish_joint(fit: MultiFit, *, out: Path, base: Source, folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:

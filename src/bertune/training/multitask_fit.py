@@ -59,16 +59,20 @@ class Part:
         return self.config.train.batch_size or default_batch_size(self.rows)
 
 
-def shares(rows: Sequence[int], options: JointOptions) -> np.ndarray:
-    """How often a step is of each task, float64, summing to 1: in proportion to rows ** (1 / T).
+def shares(rows: Sequence[int], batch_sizes: Sequence[int], options: JointOptions) -> np.ndarray:
+    """How often a step is of each task, float64, summing to 1: so that rows are seen in proportion to rows ** (1 / T).
 
     T = 1: proportional, as the merged batches of Liu et al. 2019 (MT-DNN, arXiv 1901.11504, algorithm 1); T = 2: the
     square root, as in Stickland & Murray 2019 (arXiv 1902.02671, section 4.1); others: Raffel et al. 2020 (T5, arXiv
     1910.10683, section 3.5.2).
     """
     heat = {"proportional": 1.0, "sqrt": 2.0, "temperature": options.temperature}[options.sampling]
-    sizes = np.array(rows, np.float64) ** (1 / heat)
+    sizes = np.array(rows, np.float64) ** (1 / heat) / np.array(batch_sizes)
     return sizes / sizes.sum()
+
+
+def chances(parts: Sequence[Part], options: JointOptions) -> np.ndarray:
+    return shares([part.rows for part in parts], [part.batch_size for part in parts], options)
 
 
 def turns(chances: np.ndarray, *, steps: int, seed: int) -> np.ndarray:
@@ -163,7 +167,7 @@ class MultiFit(Training):
         super().__init__(model, config, plan, machine, metric=METRIC, folder=folder, listener=listener)
         self.course = MultiCourse(
             {part.name: self._course(place, part, machine) for place, part in enumerate(parts)},
-            shares([part.rows for part in parts], options), steps=plan.steps, token_budget=machine.token_budget,
+            chances(parts, options), steps=plan.steps, token_budget=machine.token_budget,
             clip=config.train.clip, seed=config.train.seed,
         )  # fmt: skip
 

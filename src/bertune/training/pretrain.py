@@ -90,7 +90,7 @@ def pretrain(
     if others:
         raise ConfigError(f"{others[0]}: has no effect on a pre-training; its options are in the section pretrain.")
     with cache_settings(config.cache.folder, config.cache.limit):
-        check_output(out, resume=resume, overwrite=overwrite)
+        check_output(out, resume=resume, overwrite=overwrite, by="pretrain")
         if resume and is_pretrained(out):
             listener.say(f"{out} holds a complete pre-training already; nothing to do.")
             record = out / "run" / "config.yaml"
@@ -101,7 +101,7 @@ def pretrain(
         folder, base = _model(config, out, overwrite=overwrite)
         sources = _sources(config, source)
         start = _survey(sources, config, folder, base, listener)
-        prepare_output(out, resume=resume, overwrite=overwrite)
+        prepare_output(out, resume=resume, overwrite=overwrite, by="pretrain")
         return _run(config, out, start, listener, resume=resume)
 
 
@@ -134,7 +134,7 @@ def pretrain_stage(stage: Stage, out: Path, listener: Listener) -> Pretrained:
     if stage.start is None:
         listener.say(f"{out} holds the pre-trained encoder already.")
         return Pretrained(out, pretraining_metrics(out))
-    prepare_output(out, resume=out.exists())
+    prepare_output(out, resume=out.exists(), by="pretrain")
     return _run(stage.config, out, stage.start, listener, resume=True)
 
 
@@ -222,7 +222,10 @@ def _survey(
         plain = Config().pretrain
         for name in ("masking", "mask_share", "random_share", "whole_word"):
             if getattr(options, name) != getattr(plain, name):
-                raise ConfigError(f"pretrain.{name} {getattr(options, name)}: nothing is masked with --objective nsp.")
+                raise ConfigError(
+                    f"pretrain.{name} {getattr(options, name)}: nothing is masked with --objective nsp. Leave one of "
+                    "them out."
+                )
     if folder is not None:
         encoder, tokenizer = read_config(folder), Tokenizer.load(folder)
         check_objective(encoder, options.objective, config.model.name)

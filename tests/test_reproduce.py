@@ -391,3 +391,10 @@ class TestCommand:
         done = call("reproduce", *arguments, "--out", tmp_path / "out")
 
         assert done.code == 2 and said in done.err
+
+    def test_a_folder_of_something_else_is_not_written_into(self, tmp_path: Path) -> None:
+        (tmp_path / "out" / "run").mkdir(parents=True)
+        done = call("reproduce", "sun2019", "--out", tmp_path / "out")
+
+        assert done.code == 2 and "out: the folder holds run, and no reproduction. Choose another one." in done.err
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["run"]

@@ -59,6 +59,7 @@ class Reproduce(Configured):
         base = configured(self, Config(), keys=KEYS, say=display.say)
         wanted = list(cells(spec, tables, seeds=self.seeds, base=base))
         out = Path(self.out)
+        _check_out(out)
 
         from bertune.paths import cache_settings
         from bertune.reproduce.run import make_cells
@@ -83,3 +84,14 @@ class Reproduce(Configured):
 
         write_atomic(out / f"{name}.md", text)
         write_json(out / f"{name}.json", found)
+
+
+def _check_out(out: Path) -> None:
+    """Raise ConfigError for a folder that something else lies in: it is not for a reproduction to write into."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: is a file, and a folder is wanted. Choose another name.")
+    found = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if found and not {"cells", "data"} & set(found):
+        raise ConfigError(
+            f"--out {out}: the folder holds {listed(found, 5)}, and no reproduction. Choose another one."
+        )

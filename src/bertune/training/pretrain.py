@@ -386,6 +386,11 @@ def training_sequences(
 
     if not corpus.tokens:
         raise DataError("No text to pre-train on: the tokenizer finds no tokens in it.")
+    if masking is not None and all(special[shard].all() for shard in corpus.shards):
+        raise DataError(
+            f"Nothing to guess: the vocabulary of the model has none of the words, all {corpus.tokens:,} tokens are "
+            "unknown. Choose a --model that knows the language, or begin one: --from-scratch mini."
+        )
     trained, held = hold_out(corpus, share=options.held_out, most=MOST_HELD, seed=seed, least=4 if pairs else 1)
     try:
         train, measured = of(trained), of(held, MOST_HELD) if len(held) else None

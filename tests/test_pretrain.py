@@ -408,7 +408,7 @@ class TestRefused:
 
     def test_a_corpus_of_which_the_vocabulary_has_no_word(self, tiny_bert: Path, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("ζζζ ξξξ\n" * 40, encoding="utf-8")
-        with pytest.raises(DataError, match="Nothing to guess: .* has none of the words, all 80 tokens are unknown"):
+        with pytest.raises(DataError, match=r"Nothing to guess: .* has none of the words, all 80 tokens are unknown"):
             run(tmp_path / "a.txt", tiny_bert, tmp_path / "out")
 
     def test_next_sentences_of_a_single_document(self, tiny_bert: Path, tmp_path: Path) -> None:

@@ -81,8 +81,8 @@ def check_compatible(config: Config, encoder: EncoderConfig) -> None:
             )
     start = first_trained_layer(config.model.freeze, encoder.layers)
     read = chosen_layers(config.model.layers, encoder)
-    inside = ("train.layer_decay", "train.mixout", *(() if config.pretrain.on else ("model.dropout",)))
-    for key in inside:
+    unused = ("train.layer_decay", "train.mixout", *(() if config.pretrain.on else ("model.dropout",)))
+    for key in unused:
         if start >= (read[-1] + 1 if read else encoder.layers) and changed(config, key):
             raise ConfigError(
                 f"{told(config, key)}: no layer is trained with --freeze {config.model.freeze}. Leave one of them out."

@@ -77,7 +77,7 @@ def pretrain(spec: dict[str, Any], pacer: Pacer) -> None:
     from bertune.model.pretraining import load_pretraining
     from bertune.training.listen import Silent
     from bertune.training.loop import training_steps
-    from bertune.training.pretrain import training_sequences
+    from bertune.training.pretrain_data import training_sequences
     from bertune.training.pretrain_fit import TOKENS, PretrainFit, settle_pretraining, stage_options
 
     config = Config().updated({

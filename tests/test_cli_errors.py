@@ -50,6 +50,10 @@ USAGE = {
         ["train", "x.csv", "--lable", "y"],
         "bertune train: no option --lable; did you mean '--label'? See bertune train --help.",
     ),
+    "an option that has no flag": (
+        ["train", "--max-steps", "4"],
+        "bertune train: no option --max-steps; pass --set train.max_steps=VALUE. See bertune train --help.",
+    ),
     "an option nothing resembles": (["cache", "--zzz"], "bertune cache: no option --zzz. See bertune cache --help."),
     "an option without its value": (["train", "--lr"], "Option '--lr' requires an argument. See bertune train --help."),
     "a missing argument": (["predict", "runs/x"], "Missing argument 'FILE'. See bertune predict --help."),

@@ -125,9 +125,21 @@ def usage_sentence(error: typer.TyperException, path: str) -> str:
     text = " ".join(error.format_message().split())
     if option is not None and text.startswith("No such option"):
         known = [name for parameter in context.command.params for name in parameter.opts] if context else []
-        near = nearest(option, known)
+        near = _only_set(option, path) or nearest(option, known)
         text = f"{path}: no option {option}{near or '.'}"
     return f"{text.rstrip('.') + '.' if not text.endswith('?') else text} See {path} --help."
+
+
+def _only_set(option: str, path: str) -> str:
+    """How to pass what is an option of the configuration, but has no flag; an empty string where it is none."""
+    sections = {"bertune train": ("train", "model", "data", "decide", "report"), "bertune pretrain": ("pretrain",)}
+    if path not in sections:
+        return ""
+    from bertune.config import Config
+
+    plain, name = Config(), option.lstrip("-").replace("-", "_")
+    section = next((section for section in sections[path] if name in type(getattr(plain, section)).model_fields), None)
+    return f"; pass --set {section}.{name}=VALUE" if section else ""
 
 
 def fail(text: str, code: int) -> int:

@@ -10,7 +10,7 @@ from bertune.data.batch import Batch, rounded
 from bertune.model.adapter import AdapterEncoder
 from bertune.model.attention import has_flash
 from bertune.model.encoder import Encoder, EncoderConfig, Inputs, inputs_of
-from bertune.model.heads import Head, HeadConfig
+from bertune.model.heads import Head, HeadConfig, depth_read
 from bertune.model.noise import Noise
 
 # On a GPU, numbers of tokens are rounded up to this: for every new shape, choosing the kernel of a matrix product takes
@@ -57,8 +57,7 @@ class ClassifierModel(EncoderModel):
 
     @property
     def depth(self) -> int:
-        read = self.head.config.layers
-        return read[-1] + 1 if read else super().depth
+        return depth_read(self.head.config.layers, super().depth)
 
     def forward(
         self, inputs: Inputs, *, noise: Noise | None = None, words: Tensor | None = None,

@@ -74,6 +74,11 @@ def decide_head(
     )  # fmt: skip
 
 
+def depth_read(read: tuple[int, ...], layers: int) -> int:
+    """How many of an encoder's layers are computed for a head that reads these; all where it reads the last state."""
+    return read[-1] + 1 if read else layers
+
+
 def chosen_layers(layers: str, config: EncoderConfig) -> tuple[int, ...]:
     """Numbers of the layers that `last`, `all`, `first-N`, `last-N` or a number mean, ascending; (): the last alone.
 

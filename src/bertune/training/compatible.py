@@ -8,7 +8,7 @@ from bertune.config import Config, ModelConfig, TrainConfig
 from bertune.errors import ConfigError
 from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import EncoderConfig
-from bertune.model.heads import chosen_layers
+from bertune.model.heads import chosen_layers, depth_read
 from bertune.model.lowrank import is_adapter
 from bertune.model.shared import is_shared
 from bertune.training.features import first_trained_layer
@@ -83,7 +83,7 @@ def check_compatible(config: Config, encoder: EncoderConfig) -> None:
     read = chosen_layers(config.model.layers, encoder)
     unused = ("train.layer_decay", "train.mixout", *(() if config.pretrain.on else ("model.dropout",)))
     for key in unused:
-        if start >= (read[-1] + 1 if read else encoder.layers) and changed(config, key):
+        if start >= depth_read(read, encoder.layers) and changed(config, key):
             raise ConfigError(
                 f"{told(config, key)}: no layer is trained with --freeze {config.model.freeze}. Leave one of them out."
             )

@@ -13,14 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bertune.config import PRETRAINING_KEYS, Config, ReadConfig
-from bertune.data.corpus import Corpus, Pieces, hold_out, open_corpus, pieces_of, segments_of
-from bertune.data.documents import Survey, TextSource, file_sources, survey, table_source, text_columns
-from bertune.data.masking import Masking
-from bertune.data.read import FRAME, read_table
-from bertune.data.sequences import Sequences
+from bertune.config import PRETRAINING_KEYS, Config
+from bertune.data.corpus import Corpus
+from bertune.data.documents import Survey, TextSource, survey
 from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError, DataError, TrainingError, listed
 from bertune.evaluate.curves import plot_pretraining
@@ -32,19 +27,18 @@ from bertune.model.lowrank import is_adapter
 from bertune.model.pretraining import check_objective, load_pretraining, save_pretraining
 from bertune.model.shared import is_shared
 from bertune.model.source import open_source
-from bertune.paths import cache_root, cache_settings
-from bertune.pretrainconfig import WITHIN_TASK
+from bertune.paths import cache_settings
 from bertune.training import checkpoint
 from bertune.training.finish import GOOD, base_model, keep_good, versions
 from bertune.training.listen import Listener, Silent
 from bertune.training.loop import Diverged
 from bertune.training.opening import check_fit
 from bertune.training.prepare import Prepared
+from bertune.training.pretrain_data import described, sources_of, stage_sources, tokenized, training_sequences
 from bertune.training.pretrain_fit import PretrainFit, settle_pretraining, stage_options
 from bertune.training.run import resumable, settle_machine, warn_of_others
 from bertune.training.scratch import scratch_config, start_from_scratch
 
-MOST_HELD = 200_000  # tokens to measure on
 START = "start"  # in run/: the folder of a new vocabulary and random weights
 _STAGE_ONLY = ("from_scratch", "vocab_size", "cased", "layers", "hidden", "heads", "ffn", "positions")
 
@@ -89,6 +83,7 @@ def pretrain(
     others = [name for name in others if name not in PRETRAINING_KEYS]
     if others:
         raise ConfigError(f"{others[0]}: has no effect on a pre-training; its options are in the section pretrain.")
+    check_options(config)
     with cache_settings(config.cache.folder, config.cache.limit):
         check_output(out, resume=resume, overwrite=overwrite, by="pretrain")
         if resume and is_pretrained(out):
@@ -99,18 +94,10 @@ def pretrain(
         if source is None and not config.data.files:
             raise ConfigError("TEXT is missing: name one or more files, for example bertune pretrain books.txt.gz.")
         folder, base = _model(config, out, overwrite=overwrite)
-        sources = _sources(config, source)
+        sources = sources_of(config, source)
         start = _survey(sources, config, folder, base, listener)
         prepare_output(out, resume=resume, overwrite=overwrite, by="pretrain")
         return _run(config, out, start, listener, resume=resume)
-
-
-def _sources(config: Config, source: Any) -> list[TextSource]:
-    data, columns = config.data, tuple(config.data.text)
-    if source is None:
-        return file_sources(data.files, data, columns=columns, rule=config.pretrain.documents)
-    table = read_table(source, data, keep_all=True)
-    return [table_source(table, text_columns(table, columns, ()), name=FRAME)]
 
 
 def begin_stage(
@@ -123,6 +110,7 @@ def begin_stage(
     check_stage(config)
     if not config.pretrain.on:
         return None
+    check_options(config)
     stage = config.updated({"model": {"freeze": "none", "train_positions": True}, "pretrain": {"on": []}})
     if resume and is_pretrained(out):
         return Stage(stage, None)
@@ -136,17 +124,6 @@ def pretrain_stage(stage: Stage, out: Path, listener: Listener) -> Pretrained:
         return Pretrained(out, pretraining_metrics(out))
     prepare_output(out, resume=out.exists(), by="pretrain")
     return _run(stage.config, out, stage.start, listener, resume=True)
-
-
-def stage_sources(config: Config, prepared: Prepared) -> list[TextSource]:
-    """The texts of the training rows, never those of other splits, and the files of `pretrain.on`, which need not have
-    the columns of the training file."""
-    task = prepared.task
-    columns = task.text + task.text_pair
-    sources = [table_source(prepared.train.table, columns, name="the training rows")]
-    files = [name for name in config.pretrain.on if name != WITHIN_TASK]
-    read = ReadConfig(encoding=config.data.encoding)
-    return sources + file_sources(files, read, wanted=columns, rule=config.pretrain.documents)
 
 
 def check_stage(config: Config) -> None:
@@ -164,6 +141,28 @@ def check_stage(config: Config) -> None:
             f"pretrain.{scratch[0]} {getattr(options, scratch[0])}: a new vocabulary takes a run of its own. Make one "
             "with bertune pretrain TEXT --from-scratch mini --out DIR, then train with --model DIR."
         )
+
+
+def check_options(config: Config) -> None:
+    """Raise ConfigError for options of a pre-training that contradict one another."""
+    options, plain = config.pretrain, Config().pretrain
+    if options.mask_share + options.random_share > 1 + 1e-9:
+        raise ConfigError(
+            f"pretrain.mask_share {options.mask_share:g} and pretrain.random_share {options.random_share:g}: are "
+            "together at most 1; make one of them smaller."
+        )
+    if not options.held_out and options.evaluations != plain.evaluations:
+        raise ConfigError(
+            f"pretrain.evaluations {options.evaluations}: with pretrain.held_out 0 nothing is measured. Leave one of "
+            "them out."
+        )
+    if options.objective == "nsp":
+        for name in ("masking", "mask_share", "random_share", "whole_word"):
+            if getattr(options, name) != getattr(plain, name):
+                raise ConfigError(
+                    f"pretrain.{name} {getattr(options, name)}: nothing is masked with --objective nsp. Leave one of "
+                    "them out."
+                )
 
 
 def is_pretrained(out: Path) -> bool:
@@ -208,24 +207,6 @@ def _survey(
 ) -> Start:
     """Check the model against what is asked for, and go through the texts once."""
     options = config.pretrain
-    if options.mask_share + options.random_share > 1 + 1e-9:
-        raise ConfigError(
-            f"pretrain.mask_share {options.mask_share:g} and pretrain.random_share {options.random_share:g}: are "
-            "together at most 1; make one of them smaller."
-        )
-    if not options.held_out and options.evaluations != Config().pretrain.evaluations:
-        raise ConfigError(
-            f"pretrain.evaluations {options.evaluations}: with pretrain.held_out 0 nothing is measured. Leave one of "
-            "them out."
-        )
-    if options.objective == "nsp":
-        plain = Config().pretrain
-        for name in ("masking", "mask_share", "random_share", "whole_word"):
-            if getattr(options, name) != getattr(plain, name):
-                raise ConfigError(
-                    f"pretrain.{name} {getattr(options, name)}: nothing is masked with --objective nsp. Leave one of "
-                    "them out."
-                )
     if folder is not None:
         encoder, tokenizer = read_config(folder), Tokenizer.load(folder)
         check_objective(encoder, options.objective, config.model.name)
@@ -251,17 +232,9 @@ def _survey(
         )
     listener.say(
         f"Corpus: {found.documents:,} document{'' if found.documents == 1 else 's'}, {found.characters:,} characters, "
-        f"from {_described(sources)}."
+        f"from {described(sources)}."
     )
     return Start(sources, found, folder, base)
-
-
-def _described(sources: list[TextSource]) -> str:
-    """`books.txt.gz (a document ends at two blank lines)`."""
-    ends = {"row": "a row is a document", "blank": "a blank line ends a document",
-            "double-blank": "two blank lines end a document"}  # fmt: skip
-    names = [f"{Path(source.name).name} ({', '.join(source.columns)}; {ends[source.rule]})" for source in sources]
-    return listed(names, 4)
 
 
 def _run(config: Config, out: Path, start: Start, listener: Listener, *, resume: bool) -> Pretrained:
@@ -270,7 +243,7 @@ def _run(config: Config, out: Path, start: Start, listener: Listener, *, resume:
         _keep_record(config, run_folder, start.found, resume=resume)
         folder = start.folder or _made(config, run_folder / START, start.sources, say)
         tokenizer = Tokenizer.load(folder)
-        corpus = _tokenized(start, tokenizer, config, run_folder, listener)
+        corpus = tokenized(start.sources, start.found, tokenizer, config, run_folder, listener)
         train, held = training_sequences(corpus, tokenizer, config, say)
         model, report = load_pretraining(
             folder, objective=options.objective, dropout=config.model.dropout, seed=config.train.seed
@@ -345,64 +318,6 @@ def _made(config: Config, folder: Path, sources: list[TextSource], say: Callable
         cased = "cased" if options.cased else "uncased"
         say(f"New vocabulary: {size:,} pieces of words, {cased}. New encoder: {options.from_scratch}, random weights.")
     return folder
-
-
-def _tokenized(
-    start: Start, tokenizer: Tokenizer, config: Config, run_folder: Path, listener: Listener
-) -> Corpus:
-    with listener.work("Tokenizing", start.found.units) as advance:
-        return open_corpus(
-            start.sources, start.found, tokenizer, sentences=config.pretrain.objective != "mlm", cache=cache_root(),
-            fallback=run_folder, advance=advance,
-        )
-
-
-def training_sequences(
-    corpus: Corpus, tokenizer: Tokenizer, config: Config, say: Callable[[str], None]
-) -> tuple[Sequences, Sequences | None]:
-    """What trains, and what is measured on; DataError where nothing can be made of the corpus."""
-    options, seed = config.pretrain, config.train.seed
-    pairs = options.objective != "mlm"
-    template = tokenizer.template(pairs)
-    room = options.max_length - template.num_special
-    special = np.zeros(tokenizer.vocab_size, dtype=bool)
-    special[tokenizer.special_ids()] = True
-    masking = None
-    if options.objective != "nsp":
-        assert tokenizer.mask_id is not None, "checked before anything was written"
-        masking = Masking(
-            options.masking, options.mask_share, options.random_share, tokenizer.mask_id, special,
-            tokenizer.continuations() if options.whole_word else None,
-        )
-
-    def of(documents: np.ndarray, most: int | None = None) -> Sequences:
-        pieces = (
-            segments_of(corpus, documents, width=room // 2) if pairs else pieces_of(corpus, documents, width=room)
-        )
-        if most is not None:
-            count = int(np.searchsorted(np.cumsum(pieces.lengths), most)) + 1
-            pieces = Pieces(pieces.starts[:count], pieces.lengths[:count], pieces.documents[:count])
-        return Sequences(corpus, pieces, template, pairs=pairs, masking=masking, seed=seed)
-
-    if not corpus.tokens:
-        raise DataError("No text to pre-train on: the tokenizer finds no tokens in it.")
-    if masking is not None and all(special[shard].all() for shard in corpus.shards):
-        raise DataError(
-            f"Nothing to guess: the vocabulary of the model has none of the words, all {corpus.tokens:,} tokens are "
-            "unknown. Choose a --model that knows the language, or begin one: --from-scratch mini."
-        )
-    trained, held = hold_out(corpus, share=options.held_out, most=MOST_HELD, seed=seed, least=4 if pairs else 1)
-    try:
-        train, measured = of(trained), of(held, MOST_HELD) if len(held) else None
-    except DataError:  # one of them has no pairs
-        trained = np.union1d(trained, held)
-        train, measured = of(trained), None
-    whole = "whole words, " if options.whole_word else ""
-    kind = f"pairs of up to {room} tokens" if pairs else f"sequences of up to {options.max_length} tokens, none padding"
-    measured_on = f"{len(held):,} documents held out" if measured else "nothing held out"
-    masks = f"; {whole}{options.masking:.0%} masked" if masking else ""
-    say(f"{len(train):,} {kind} from {len(trained):,} documents, {measured_on}{masks}.")
-    return train, measured
 
 
 def _finish(

@@ -100,6 +100,10 @@ class TestRecipes:
         ("change", "said"),
         [
             ({"encoders": {"e": {"parts": ["x"]}}}, "encoder e: 'x' is not one of the data, topics, many"),
+            ({"encoders": {"e": {"start": "e"}}}, "encoder e: start: 'e' is not one of .* above it, of which"),
+            ({"encoders": {"e": {}, "f": {"start": "x"}}}, "encoder f: start: 'x' is not one of .* above it, e"),
+            ({"encoders": {"e": {}, "f": {"start": "e", "settings": {"pretrain.from_scratch": "mini"}}}},
+             "encoder f: start says what it begins with, and so does pretrain.from_scratch"),
             ({"data": {"topics": {"files": [], "part": {"vaild": 3}}}}, "vaild"), ({"tables": {}}, "tables"),
         ],
     )  # fmt: skip
@@ -219,6 +223,28 @@ class TestTrainings:
 
         assert len([said for said in told.said if said.startswith("Pre-training the encoder")]) == 1
         assert len(list((tmp_path / "out/encoders").iterdir())) == 1
+
+    def test_an_encoder_may_go_on_from_another_one(self, spec: Spec, tmp_path: Path) -> None:
+        small = {"pretrain.max_length": 24, "pretrain.max_steps": 1}
+        scratch = {"pretrain.from_scratch": "mini", "pretrain.layers": 1, "pretrain.vocab_size": 100}
+        spec.encoders["own"] = Encoder(files=["many.csv"], settings=small | scratch)
+        spec.encoders["further"] = Encoder(start="own", parts=["topics"], settings=small)
+        spec.tables["ways"].rows["plain"].encoder, spec.tables["ways"].rows["mean"].encoder = "own", "further"
+        spec.settings.pop("model.name")
+        told = Told()
+        wanted = make(spec, tmp_path, told=told, tables=["ways"])
+
+        assert [said for said in told.said if said.startswith("Pre-training the")] == [
+            "Pre-training the encoder own.", "Pre-training the encoder further."
+        ]  # fmt: skip
+        own, further = sorted((tmp_path / "out/encoders").iterdir(), reverse=True)
+        assert (further / "tokenizer.json").read_bytes() == (own / "tokenizer.json").read_bytes()
+        config = yaml.safe_load((further / "run/config.yaml").read_text(encoding="utf-8"))
+        assert config["model"]["name"] == str(own)
+        assert all(read_cell(spec, cell, tmp_path / "out") for cell in wanted)
+        before = cell_key(spec, wanted[1])
+        spec.encoders["own"].settings["pretrain.max_steps"] = 2
+        assert cell_key(spec, list(cells(spec, ["ways"], seeds=1, base=Config()))[1]) != before
 
     def test_a_table_may_ask_for_fewer_seeds(self, spec: Spec) -> None:
         spec.tables["ways"].seeds = 1

@@ -272,7 +272,7 @@ class TestKeys:
 
         content = json.dumps(["a", data, sections], sort_keys=True)
         assert cell_key(spec, cell) == hashlib.sha256(content.encode()).hexdigest()[:16]
-        assert set(Encoder.model_fields) == {"parts", "files", "settings"}  # they are in keys, too
+        assert set(Encoder.model_fields) == {"parts", "files", "settings", "start"}  # they are in keys, too, but start
         assert set(Data.model_fields) == {*data, "note"}
 
     def test_another_table_changes_no_key_of_the_others(self) -> None:

@@ -51,16 +51,18 @@ def training_key(spec: Spec, cell: Cell) -> str:
     else:
         tasks = [[name, rows_of(spec.data[name])] for name in cell.tasks]
         content = [tasks, _sharing(cell.joint), own]
-    if cell.encoder is not None:
-        content.append(encoder_record(spec, *cell.encoder))
+    if cell.encoder:
+        content.append(encoder_record(spec, cell.encoder))
     return digest(content)[:16]
 
 
-def encoder_record(spec: Spec, name: str, config: Config) -> list[Any]:
-    """What a pre-trained encoder depends on."""
+def encoder_record(spec: Spec, stages: tuple[tuple[str, Config], ...]) -> list[Any]:
+    """What a pre-trained encoder depends on, the stages before its last one included."""
+    *before, (name, config) = stages
     encoder = spec.encoders[name]
     drawn = [rows_of(spec.data[part]) for part in encoder.parts]
-    return [encoder.model_dump(mode="json"), drawn, _sections(config, set_only=True)]
+    record = [encoder.model_dump(mode="json", exclude={"start"}), drawn, _sections(config, set_only=True)]
+    return [*record, encoder_record(spec, tuple(before))] if before else record
 
 
 def rows_of(data: Data) -> dict[str, Any]:

@@ -52,8 +52,10 @@ def make_cells(
         on = cell.data if cell.joint is None else f"{listed(cell.tasks)} together"
         listener.say(f"{number} of {len(todo)}: table {cell.table}, {on}, {cell.row}, seed {cell.seed}")
         model = cell.config.model.name
-        if cell.encoder is not None:
-            model = str(make_encoder(spec, *cell.encoder, parts, out=out, folder=data, listener=listener))
+        for place in range(len(cell.encoder)):
+            stages = cell.encoder[: place + 1]
+            start = model if place else None
+            model = str(make_encoder(spec, stages, parts, start=start, out=out, folder=data, listener=listener))
         make = _make if cell.joint is None else _make_together
         make(made, parts, out=out, place=out / "running" / key, model=model, listener=listener)
     return True
@@ -61,8 +63,7 @@ def make_cells(
 
 def _parts(spec: Spec, cell: Cell) -> tuple[str, ...]:
     """The sets of data that a cell is made of, its encoder included."""
-    texts = [] if cell.encoder is None else spec.encoders[cell.encoder[0]].parts
-    return (*cell.tasks, *texts)
+    return *cell.tasks, *(part for name, _ in cell.encoder for part in spec.encoders[name].parts)
 
 
 def _check_files(spec: Spec, wanted: list[Cell], folder: Path) -> None:
@@ -71,8 +72,8 @@ def _check_files(spec: Spec, wanted: list[Cell], folder: Path) -> None:
     for cell in wanted:
         for name in _parts(spec, cell):
             files |= dict.fromkeys(_files(spec.data[name], folder))
-        if cell.encoder is not None:
-            files |= dict.fromkeys(folder / file for file in spec.encoders[cell.encoder[0]].files)
+        for name, _ in cell.encoder:
+            files |= dict.fromkeys(folder / file for file in spec.encoders[name].files)
     missing = [str(path) for path in files if not path.exists()]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
@@ -107,14 +108,19 @@ def _trainings(spec: Spec, wanted: Iterable[Cell], out: Path) -> dict[str, dict[
 
 
 def make_encoder(
-    spec: Spec, name: str, config: Config, parts: dict[str, DataConfig], *, out: Path, folder: Path, listener: Listener
+    spec: Spec, stages: tuple[tuple[str, Config], ...], parts: dict[str, DataConfig], *, start: str | None,
+    out: Path, folder: Path, listener: Listener,
 ) -> Path:
-    """The folder of a pre-trained encoder, which is made where it is not there, or goes on where it was stopped."""
+    """The folder of a pre-trained encoder, which is made where it is not there, or goes on where it was stopped.
+
+    start: the folder of the stage before its last one, where there is one.
+    """
     import polars as pl
 
+    name, config = stages[-1]
     encoder = spec.encoders[name]
     name = next(other for other, known in spec.encoders.items() if known == encoder)  # one for all that are alike
-    place = out / "encoders" / f"{name}-{digest(encoder_record(spec, name, config))[:8]}"
+    place = out / "encoders" / f"{name}-{digest(encoder_record(spec, stages))[:8]}"
     files = [folder / file for file in encoder.files]
     for part in encoder.parts:
         rows = Path(parts[part].files[0])
@@ -128,6 +134,8 @@ def make_encoder(
     if not is_pretrained(place):
         listener.say(f"Pre-training the encoder {name}.")
     config = config.updated({"data": {"files": [str(path) for path in files]}})
+    if start is not None:
+        config = config.updated({"model": {"name": start}})
     return pretrain(config, out=place, resume=place.exists(), listener=listener).out
 
 

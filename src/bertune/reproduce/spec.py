@@ -37,8 +37,10 @@ class Data(_Part):
 
 class Encoder(_Part):
     """An encoder that is pre-trained once for all seeds: on the training rows of `parts`, without their labels, and on
-    files below the data folder. settings: by dotted names, such as pretrain.from_scratch."""
+    files below the data folder. settings: by dotted names, such as pretrain.from_scratch; start: the encoder that it
+    goes on from, one of those above it."""
 
+    start: str | None = None
     parts: list[str] = []
     files: list[str] = []
     settings: dict[str, Any] = {}
@@ -120,6 +122,9 @@ class Spec(_Part):
             absent = [part for part in encoder.parts if part not in self.data]
             if absent:
                 raise ValueError(f"encoder {name}: '{absent[0]}' is not one of the data, {listed(self.data)}")
+            wrong = _wrong_start(encoder, list(self.encoders)[: list(self.encoders).index(name)])
+            if wrong:
+                raise ValueError(f"encoder {name}: {wrong}")
         for name, table in self.tables.items():
             unknown = [data for data in table.data if data not in self.data]
             if unknown:
@@ -137,6 +142,17 @@ class Spec(_Part):
             if table.metric not in METRICS:
                 raise ValueError(f"table {name}: the unit '{table.unit}' is neither error nor a metric")
         return self
+
+
+def _wrong_start(encoder: Encoder, above: list[str]) -> str:
+    """What is wrong with the encoder that one goes on from, as a sentence; empty where all is well."""
+    if encoder.start is None:
+        return ""
+    if encoder.start not in above:
+        known = listed(above) or "of which there are none"
+        return f"start: '{encoder.start}' is not one of the encoders above it, {known}"
+    twice = [key for key in ("model.name", "pretrain.from_scratch") if key in encoder.settings]
+    return f"start says what it begins with, and so does {twice[0]}; leave one of them out" if twice else ""
 
 
 def _wrong_against(table: Table, row: str) -> str:
@@ -169,16 +185,16 @@ def _wrong_together(table: Table, row: Row) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """One result of a training of a table. config: without the data; encoder: what its model.name stands for, and where
-    that is pre-trained from; joint: where the training is one of several tasks, of which this is `data`; its then_alone
-    says whether the cell is the task after its further training."""
+    """One result of a training of a table. config: without the data; encoder: what its model.name stands for, as the
+    stages that it is pre-trained in, each a name and a configuration; joint: where the training is one of several
+    tasks, of which this is `data`; its then_alone says whether the cell is the task after its further training."""
 
     table: str
     data: str
     row: str
     seed: int
     config: Config
-    encoder: tuple[str, Config] | None = None
+    encoder: tuple[tuple[str, Config], ...] = ()
     joint: JointOptions | None = None
 
     @property
@@ -235,14 +251,24 @@ def cells(spec: Spec, tables: list[str], *, seeds: int, base: Config) -> Iterato
                 config = config.updated({"train": {"seed": seed}})
                 if config.data.share < 1:
                     config = config.updated({"data": {"share_seed": seed}})
-                encoder = None
-                known = one.encoder_on(data)
-                if known is not None:
-                    start = _with(_machine(base), spec.encoders[known].settings, f"{spec.name}, encoder {known}")
-                    encoder = known, start
+                encoder = _stages(spec, one.encoder_on(data), base)
+                if encoder:
+                    known, start = encoder[-1]
                     config = config.updated({"model": {"name": f"{known} of {start.model.name}"}})
                 joint = None if one.together is None else _joint(one, table, config, place)
                 yield Cell(name, data, row, seed, config, encoder, joint)
+
+
+def _stages(spec: Spec, name: str | None, base: Config) -> tuple[tuple[str, Config], ...]:
+    """What an encoder is pre-trained in, the first stage first; nothing for no encoder."""
+    if name is None:
+        return ()
+    encoder = spec.encoders[name]
+    before = _stages(spec, encoder.start, base)
+    config = _with(_machine(base), encoder.settings, f"{spec.name}, encoder {name}")
+    if encoder.start is not None:
+        config = config.updated({"model": {"name": encoder.start}})
+    return *before, (name, config)
 
 
 def _machine(base: Config) -> Config:

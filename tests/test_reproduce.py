@@ -242,6 +242,9 @@ class TestTrainings:
         config = yaml.safe_load((further / "run/config.yaml").read_text(encoding="utf-8"))
         assert config["model"]["name"] == str(own)
         assert all(read_cell(spec, cell, tmp_path / "out") for cell in wanted)
+        [_, (_, stage)] = wanted[1].encoder
+        other = list(cells(spec, ["ways"], seeds=1, base=Config().updated({"model": {"name": "bert"}})))
+        assert other[1].encoder[1][1] == stage and other[0].encoder[0][1].model.name == "mini"  # not for --model
         before = cell_key(spec, wanted[1])
         spec.encoders["own"].settings["pretrain.max_steps"] = 2
         assert cell_key(spec, list(cells(spec, ["ways"], seeds=1, base=Config()))[1]) != before

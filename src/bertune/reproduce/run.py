@@ -184,9 +184,10 @@ def _make_together(
 
 
 def _plain(cell: Cell, model: str) -> Config:
-    """The sections of a cell without what a reproduction has no use for."""
+    """The sections of a cell without what a reproduction has no use for; an encoder's folder has no revision."""
+    named = {"name": model} | ({"revision": None} if cell.encoder else {})
     return cell.config.updated({
-        "check": {"enabled": False}, "model": {"name": model}, "report": {"baselines": False, "page": False},
+        "check": {"enabled": False}, "model": named, "report": {"baselines": False, "page": False},
     })  # fmt: skip
 
 

@@ -265,16 +265,14 @@ def _stages(spec: Spec, name: str | None, base: Config) -> tuple[tuple[str, Conf
         return ()
     encoder = spec.encoders[name]
     before = _stages(spec, encoder.start, base)
-    config = _with(_machine(base), encoder.settings, f"{spec.name}, encoder {name}")
+    # What to compute on, and the model to go on with; the rest of `base` is of no use to a pre-training.
+    own: Any = {"train": {"device", "precision", "threads", "token_budget", "kernels"}, "cache": True}
+    if encoder.start is None and "pretrain.from_scratch" not in encoder.settings:
+        own["model"] = {"name", "revision"}
+    config = Config().updated(base.model_dump(include=own))
     if encoder.start is not None:
         config = config.updated({"model": {"name": encoder.start}})
-    return *before, (name, config)
-
-
-def _machine(base: Config) -> Config:
-    """The model to start from, and what to compute on; the rest of `base` is of no use to a pre-training."""
-    own = {"model": {"name", "revision"}, "train": {"device", "precision", "threads", "token_budget", "kernels"}}
-    return Config().updated(base.model_dump(include=own | {"cache": True}))
+    return *before, (name, _with(config, encoder.settings, f"{spec.name}, encoder {name}"))
 
 
 def _joint(row: Row, table: Table, config: Config, place: str) -> JointOptions:

@@ -439,6 +439,17 @@ def test_help_is_for_every_command_with_examples() -> None:
     assert call("--help").out == call().out
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [("models", "--seed N Taken by every command; changes nothing here."),
+     ("compare", "What a run is called better or worse by. Default: what the first run was chosen by."),
+     ("evaluate", "Column whose equal values are drawn together for the intervals.")],
+)  # fmt: skip
+def test_help_says_what_an_option_is_for_in_this_command(command: str, words: str) -> None:
+    shown = re.sub(r"[\s│]+", " ", call(command, "--help").out)
+    assert words in shown and "Seed of initialisation" not in shown
+
+
 def test_every_option_of_the_configuration_is_in_the_help_of_train() -> None:
     shown = call("train", "--help").out
     for flag in flags_of():

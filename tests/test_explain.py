@@ -256,7 +256,7 @@ class TestWords:
 
 class TestDeletion:
     def test_the_named_word_matters_more_than_a_random_one(self, single: Predictor) -> None:
-        rows = rows_from_python(single.task, [row["text"] for row in topic_rows(40, seed=9)])
+        rows = [row["text"] for row in topic_rows(40, seed=9)]
         found = deletion_test(single, rows, words=1)
         assert found.low > 0.05, found
         assert found.difference == pytest.approx(found.named - found.random)

@@ -33,6 +33,11 @@ def test_flags_overrule_settings_and_settings_the_file(recipe: str) -> None:
     assert (train.lr, train.epochs, train.seed, train.clip) == (0.3, 2, 5, None)
 
 
+def test_a_path_from_python_is_its_text() -> None:
+    data = Config().updated({"data": {"plan": Path("plan.yaml"), "files": [Path("a.csv"), "b.csv"], "valid": 0.1}}).data
+    assert (data.plan, data.files, data.valid) == ("plan.yaml", ["a.csv", "b.csv"], 0.1)
+
+
 def test_later_settings_overrule_earlier_ones() -> None:
     command = Train(settings=["train.seed=1", "train.seed=2", "data.text=[a, b]"])
     config = configured(command, Config(), say=silent)

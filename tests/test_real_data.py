@@ -92,7 +92,7 @@ def test_chinese_is_trained_and_predicted_end_to_end(shared_data, tmp_path, pair
     assert result.metrics["test"]["rows"] > 15
     # Characters are words here: hardly any of them may be unknown.
     tokenizer = result.predictor().tokenizer
-    ids = tokenizer.encode(result.predictor()._rows([("很快，好吃", "味道足")] if pairs else ["很快，好吃，味道足"]),
+    ids = tokenizer.encode(result.predictor().rows([("很快，好吃", "味道足")] if pairs else ["很快，好吃，味道足"]),
                            max_length=None, truncation="longest-first").ids  # fmt: skip
     assert "".join(tokenizer.tokens(ids)).count("[UNK]") == 0 and len(ids) >= 10
     answer = bertune.load(tmp_path / "out").predict([("很快", "很慢")] if pairs else ["很快，好吃"])

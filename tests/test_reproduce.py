@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def spec(tmp_path: Path, tiny_bert: Path) -> Spec:
 
 
 def make(spec: Spec, tmp_path: Path, *, seeds: int = 1, told: Told | None = None, tables: Any = None) -> list[Any]:
-    wanted = list(cells(spec, tables or list(spec.tables), seeds=seeds, base=Config()))
+    wanted = list(cells(spec, tables or list(spec.tables), seeds=seeds))
     make_cells(spec, wanted, out=tmp_path / "out", data=tmp_path / "data", hours=None, listener=told or Told())
     return wanted
 
@@ -71,7 +72,7 @@ class TestRecipes:
 
         assert spec.name == name and spec.source
         known: dict[str, Any] = {}
-        for cell in cells(spec, list(spec.tables), seeds=1, base=Config()):
+        for cell in cells(spec, list(spec.tables), seeds=1):
             assert known.setdefault(cell_key(spec, cell), cell.config) == cell.config  # nothing is taken for another
 
     @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ class TestRecipes:
     def test_a_setting_that_is_none_is_named_with_its_place(self, spec: Spec) -> None:
         spec.tables["ways"].rows["mean"].settings["model.poling"] = "mean"
         with pytest.raises(ConfigError, match=r"tiny, table ways, mean: 'model.poling' is not an option"):
-            list(cells(spec, ["ways"], seeds=1, base=Config()))
+            list(cells(spec, ["ways"], seeds=1))
 
     def test_an_encoder_that_is_not_described_is_refused(self, spec: Spec) -> None:
         values = spec.model_dump()
@@ -141,7 +142,7 @@ class TestTrainings:
 
     def test_one_that_was_stopped_goes_on(self, spec: Spec, tmp_path: Path) -> None:
         spec.settings["train.checkpoint_steps"] = 2
-        wanted = list(cells(spec, ["ways"], seeds=1, base=Config()))
+        wanted = list(cells(spec, ["ways"], seeds=1))
         options: dict[str, Any] = {"out": tmp_path / "out", "data": tmp_path / "data", "hours": None}
         with pytest.raises(Stop):
             make_cells(spec, wanted, listener=Stopper(4), **options)
@@ -149,7 +150,7 @@ class TestTrainings:
         assert make_cells(spec, wanted, listener=told, **options)
         assert "Resumed after step 2 of 5." in told.said
 
-        whole = list(cells(spec, ["ways"], seeds=1, base=Config()))
+        whole = list(cells(spec, ["ways"], seeds=1))
         make_cells(spec, whole, listener=Told(), **options | {"out": tmp_path / "whole"})
         for cell in whole:
             one, other = (read_cell(spec, cell, tmp_path / name) for name in ("out", "whole"))
@@ -164,7 +165,7 @@ class TestTrainings:
             return result
 
         monkeypatch.setattr(reproduce_run, "run", resumed)
-        cell = next(cells(spec, ["ways"], seeds=1, base=Config()))
+        cell = next(cells(spec, ["ways"], seeds=1))
         make_cells(spec, [cell], out=tmp_path / "out", data=tmp_path / "data", hours=None, listener=Told())
         done = read_cell(spec, cell, tmp_path / "out")
         assert done is not None and done.record["seconds"] > 3600
@@ -175,7 +176,7 @@ class TestTrainings:
         clock = iter(range(0, 10**6, 4000))
         monkeypatch.setattr(reproduce_run.time, "monotonic", lambda: float(next(clock)))
         told = Told()
-        wanted = list(cells(spec, ["ways"], seeds=1, base=Config()))
+        wanted = list(cells(spec, ["ways"], seeds=1))
         done = make_cells(spec, wanted, out=tmp_path, data=tmp_path / "data", hours=1, listener=told)
 
         assert not done and told.said[-1] == "2 trainings are left; run the same command again to go on."
@@ -211,7 +212,7 @@ class TestTrainings:
         assert len({cell_key(spec, cell) for cell in wanted}) == 4
         before = cell_key(spec, wanted[1])
         spec.encoders["topics-within"].settings["pretrain.max_steps"] = 3
-        assert cell_key(spec, list(cells(spec, ["ways"], seeds=1, base=Config()))[1]) != before
+        assert cell_key(spec, list(cells(spec, ["ways"], seeds=1))[1]) != before
 
     def test_encoders_that_are_made_alike_are_made_once(self, spec: Spec, tmp_path: Path) -> None:
         small = {"pretrain.max_length": 24, "pretrain.max_steps": 1, "model.name": spec.settings["model.name"]}
@@ -243,26 +244,35 @@ class TestTrainings:
         assert config["model"]["name"] == str(own)
         assert all(read_cell(spec, cell, tmp_path / "out") for cell in wanted)
         [_, (_, stage)] = wanted[1].encoder
-        other = list(cells(spec, ["ways"], seeds=1, base=Config().updated({"model": {"name": "bert"}})))
+        other = list(cells(spec, ["ways"], seeds=1, own=partial(Config.updated, values={"model": {"name": "bert"}})))
         assert other[1].encoder[1][1] == stage and other[0].encoder[0][1].model.name == "mini"  # not for --model
         before = cell_key(spec, wanted[1])
         spec.encoders["own"].settings["pretrain.max_steps"] = 2
-        assert cell_key(spec, list(cells(spec, ["ways"], seeds=1, base=Config()))[1]) != before
+        assert cell_key(spec, list(cells(spec, ["ways"], seeds=1))[1]) != before
 
     def test_a_table_may_ask_for_fewer_seeds(self, spec: Spec) -> None:
         spec.tables["ways"].seeds = 1
-        base = Config().updated({"train": {"seed": 5}})
-        found = [(cell.table, cell.seed) for cell in cells(spec, ["ways", "others"], seeds=2, base=base)]
+        own = partial(Config.updated, values={"train": {"seed": 5}})
+        found = [(cell.table, cell.seed) for cell in cells(spec, ["ways", "others"], seeds=2, own=own)]
 
         assert found == [("ways", 5)] * 2 + [("others", 5)] * 2 + [("others", 6)] * 2
 
     def test_threads_make_no_other_cell_and_precision_does(self, spec: Spec) -> None:
-        keys = [
-            cell_key(spec, next(cells(spec, ["others"], seeds=1, base=Config().updated({"train": machine}))))
+        owns = [
+            partial(Config.updated, values={"train": machine})
             for machine in ({"checkpoint_minutes": 5}, {"checkpoint_minutes": 1}, {"clip": None})
         ]
+        keys = [cell_key(spec, next(cells(spec, ["others"], seeds=1, own=own))) for own in owns]
 
         assert keys[0] == keys[1] != keys[2]
+
+    def test_what_a_caller_sets_is_laid_over_the_study_and_its_tables_and_below_the_rows(self, spec: Spec) -> None:
+        spec.tables["ways"].settings = {"train.batch_size": 16, "model.pooling": "max", "train.warmup": 0.5}
+        own = partial(Config.updated, values={"train": {"epochs": 2, "batch_size": 8}, "model": {"pooling": "auto"}})
+        plain, mean = (cell.config for cell in cells(spec, ["ways"], seeds=1, own=own))
+
+        assert (plain.train.epochs, plain.train.batch_size, plain.train.warmup) == (2, 8, 0.5)
+        assert (plain.model.pooling, mean.model.pooling) == ("auto", "mean")
 
     @pytest.mark.parametrize(("change", "kept"), [({}, True), ({"new": None}, True), ({"warmup": 0.5}, False)])
     def test_a_cell_outlives_new_options_but_not_another_default(
@@ -350,7 +360,7 @@ class TestTables:
         wanted = make(spec, tmp_path)
         table = spec.tables["ways"]
         table.rows["as well"] = table.rows["plain"].model_copy(update={"against": "mean", "published": 7.5})
-        wanted = list(cells(spec, ["ways"], seeds=1, base=Config()))
+        wanted = list(cells(spec, ["ways"], seeds=1))
         plain, mean, other = results(spec, wanted, tmp_path / "out")["ways"]
 
         assert (mean["against"], other["against"]) == ("plain", "mean")
@@ -360,7 +370,7 @@ class TestTables:
         assert "against another row" in text and " to mean |" in text and " to plain |" in text
 
     def test_what_is_not_there_yet_is_left_open(self, spec: Spec, tmp_path: Path) -> None:
-        wanted = list(cells(spec, list(spec.tables), seeds=1, base=Config()))
+        wanted = list(cells(spec, list(spec.tables), seeds=1))
         found = results(spec, wanted, tmp_path)
 
         assert found["ways"][1] | {"published": 6.0, "seeds": 0, "value": None} == found["ways"][1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def written(values: dict[str, Any], tmp_path: Path) -> Spec:
 
 
 def wanted(spec: Spec, *, seeds: int = 1, rows: Any = None) -> list[Cell]:
-    found = cells(spec, list(spec.tables), seeds=seeds, base=Config())
+    found = cells(spec, list(spec.tables), seeds=seeds)
     return [cell for cell in found if rows is None or cell.row in rows]
 
 
@@ -266,8 +267,8 @@ class TestKeys:
         data = {"files": ["a.csv"], "valid": 0.1, "test": 0.1, "options": {}, "part": {"train": 40}}
         table = {"title": "", "data": ["a"], "reference": "x", "rows": {"x": {"settings": {"train.epochs": 2}}}}
         spec = Spec.model_validate({"title": "", "data": {"a": data | {"note": "n"}}, "tables": {"t": table}})
-        machine = Config().updated({"train": {"threads": 1, "device": "cpu", "seed": 1}})
-        [cell] = cells(spec, ["t"], seeds=1, base=machine)
+        machine = {"train": {"threads": 1, "device": "cpu", "seed": 1}}
+        [cell] = cells(spec, ["t"], seeds=1, own=partial(Config.updated, values=machine))
         sections = {"model": {}, "train": {"epochs": 2, "seed": 1}, "decide": {}, "pretrain": {}, "data": {}}
 
         content = json.dumps(["a", data, sections], sort_keys=True)

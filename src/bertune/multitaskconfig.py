@@ -4,8 +4,8 @@
     train: {epochs: 3}
     sampling: sqrt
     tasks:
-      reviews: {data: {files: imdb/train.jsonl.gz, test: imdb/test.jsonl.gz}, weight: 2}
-      questions: {data: {files: trec/train.txt, layout: trec}, model: {max_length: 64}, metric: macro_f1}
+      reviews: {data: {files: imdb/train.jsonl.gz, valid: 0.1, test: imdb/test.jsonl.gz}, weight: 2}
+      questions: {data: {files: trec/train.txt, layout: trec, valid: 0.1}, model: {max_length: 64}, metric: macro_f1}
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class PretrainConfig(Section):
     lr: float | None = Field(
         None,
         gt=0,
-        description="Peak learning rate; a head that is new learns at ten times that.",
+        description="Peak learning rate; a new head on an encoder that is not learns at ten times that.",
         json_schema_extra=flag("--lr", group="Pre-training", command=_OWN),
     )
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of all steps that the warm-up takes.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from os import PathLike
 from typing import Any, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -34,8 +35,11 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _as_list(cls, value: object, info: ValidationInfo) -> object:
-        """A list may be written as one value (`text: TITLE`), or as on the command line (`labels: a,b,c`)."""
+        """A list may be written as one value (`text: TITLE`), or as on the command line (`labels: a,b,c`); a path is
+        its text."""
         field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, PathLike):  # from Python
+            value = str(value)
         if get_origin(field.annotation) is not list:
             return value
         if isinstance(value, str):
@@ -43,4 +47,4 @@ class Section(BaseModel):
         values = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
         if any(isinstance(item, bool) for item in values):
             raise ValueError("unquoted yes, no, on and off are true and false in YAML; put them in quotes")
-        return [str(item) if isinstance(item, int) else item for item in values]
+        return [str(item) if isinstance(item, int | PathLike) else item for item in values]

@@ -15,10 +15,14 @@ from bertune.errors import ConfigError
 from bertune.progress import start_display
 
 KEYS = ("train.metric", "train.seed")
+TOLD = {
+    "train.metric": "What a run is called better or worse by. Default: what the first run was chosen by.",
+    "train.seed": "Seed of the draws behind intervals and p values. Default: 0.",
+}
 SPLITS = ("test", "valid")
 
 
-@with_flags(*flags_of(KEYS))
+@with_flags(*flags_of(KEYS, TOLD))
 class Compare(Configured):
     details = (
         "Every later run is compared with the first, on the same rows: each metric's difference with its 95 % "

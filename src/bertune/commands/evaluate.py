@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bertune.commands.opening import DEFAULTS, MACHINE, open_predictor, trained_task, with_model_columns
+from bertune.commands.opening import DEFAULTS, MACHINE, SEED, open_predictor, trained_task, with_model_columns
 from bertune.commands.options import READING, Configured, configured, flags_of, switch, with_flags
 from bertune.commands.output import check_target, print_json, print_table
 from bertune.config import Config
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 LABELS = ("data.label", "data.label_names", "data.label_sep")
 KEYS = (*READING, "data.text", "data.text_pair", *LABELS, "data.group", "report.slices", *MACHINE)
+TOLD = SEED | {"data.group": "Column whose equal values are drawn together for the intervals."}
 CHUNK = 4096  # rows between two signs of life
 
 
-@with_flags(*flags_of(KEYS), base=DEFAULTS)
+@with_flags(*flags_of(KEYS, TOLD), base=DEFAULTS)
 class Evaluate(Configured):
     details = "The columns are those it was trained on, unless others are named."
     examples = (

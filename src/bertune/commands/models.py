@@ -21,7 +21,7 @@ from bertune.paths import cache_settings
 from bertune.progress import Display, start_display
 
 PLACES = ("cache.folder", "cache.limit")
-SEED = flags_of(("train.seed",))
+SEED = flags_of(("train.seed",), {"train.seed": "Taken by every command; changes nothing here."})
 SAME = "--seed changes nothing here: nothing is drawn by chance."
 
 

@@ -45,8 +45,8 @@ class Multitask(Resumable):
     sampling: Annotated[
         str | None,
         typer.Option(
-            metavar="proportional|sqrt|temperature", help="How often a step is of a task: as its training rows, their "
-            "square root, or their 1/T-th power. Default: proportional.",
+            metavar="proportional|sqrt|temperature", help="How often rows of a task are seen: as it has "
+            "training rows, as their square root, or as their 1/T-th power. Default: proportional.",
         ),
     ] = None  # fmt: skip
     temperature: Annotated[

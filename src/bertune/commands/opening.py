@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bertune.ship.predict import Predictor
 
 MACHINE = ("train.device", "train.precision", "train.threads", "train.seed")
+SEED = {"train.seed": "Seed for encoders that transformers runs; others draw nothing here. Default: 0."}
 # Answers are those of transformers unless bf16 is asked for.
 DEFAULTS = Config().updated({"train": {"precision": "fp32"}})
 

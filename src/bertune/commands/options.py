@@ -39,6 +39,7 @@ class Flag:
     section: str
     field: str
     info: FieldInfo
+    told: str | None = None  # its help, where that is not what the field says of itself
 
     @property
     def key(self) -> str:
@@ -72,20 +73,25 @@ class Flag:
         return str(self.declared["metavar"] or {int: "N", float: "NUMBER"}.get(kinds[0], "TEXT"))
 
     def help(self, default: Any) -> str:
+        if self.told is not None:
+            return self.told
         text = str(self.info.description)
         return text if default is None or default == [] else f"{text} Default: {default}."
 
 
-def flags_of(keys: Iterable[str] | None = None) -> tuple[Flag, ...]:
-    """The flags of the fields `keys` (`train.lr`), or of all fields that `train` has one for, in config.py's order."""
-    found = []
+def flags_of(keys: Iterable[str] | None = None, told: Mapping[str, str] | None = None) -> tuple[Flag, ...]:
+    """The flags of the fields `keys` (`train.lr`), or of all fields that `train` has one for, in config.py's order.
+
+    told: help for some of them, where they are for something else than in `train`.
+    """
+    found, told = [], told or {}
     for section, model in SECTIONS.items():
         for field, info in model.model_fields.items():
             extra = info.json_schema_extra
             if not isinstance(extra, dict) or "flag" not in extra:
                 continue
             if extra["command"] is None if keys is None else f"{section}.{field}" in keys:
-                found.append(Flag(str(extra["flag"]), section, field, info))
+                found.append(Flag(str(extra["flag"]), section, field, info, told.get(f"{section}.{field}")))
     return tuple(found)
 
 

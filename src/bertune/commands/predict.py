@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from bertune.commands.incoming import spooled, tables_of_files, tables_of_lines
-from bertune.commands.opening import DEFAULTS, MACHINE, open_predictor, trained_rule, trained_task
+from bertune.commands.opening import DEFAULTS, MACHINE, SEED, open_predictor, trained_rule, trained_task
 from bertune.commands.options import READING, Configured, configured, flags_of, switch, with_flags
 from bertune.commands.output import check_target, print_json
 from bertune.commands.sheet import ABSTAIN, FORMS, SET, Sheet, check_columns, format_of, promised_columns
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 KEYS = (*(key for key in READING if key != "data.drop_label"), "data.text", "data.text_pair", *MACHINE)
 
 
-@with_flags(*flags_of(KEYS), base=DEFAULTS)
+@with_flags(*flags_of(KEYS, SEED), base=DEFAULTS)
 class Predict(Configured):
     details = (
         "The output has the columns of the input, then `prediction`, then `prob:<label>` for each label: calibrated "

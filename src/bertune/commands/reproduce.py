@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,7 +58,8 @@ class Reproduce(Configured):
         if self.hours is not None and self.hours <= 0:
             raise ConfigError(f"--hours {self.hours:g}: takes more than 0.")
         base = configured(self, Config(), keys=KEYS, say=display.say)
-        wanted = list(cells(spec, tables, seeds=self.seeds, base=base))
+        own = partial(configured, self, keys=KEYS, say=lambda _: None)  # what there was to say has been said
+        wanted = list(cells(spec, tables, seeds=self.seeds, own=own))
         out = Path(self.out)
         _check_out(out)
 

@@ -68,10 +68,11 @@ class Plan(BaseModel):
         """How many rows have each action."""
         return Counter(entry.action for entry in self.rows)
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str | Path) -> None:
         """YAML with a word on how to use it."""
         import yaml
 
+        path = Path(path)
         dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
         values = self.model_dump(mode="json", exclude_defaults=True) | {"version": self.version}
         text = yaml.dump(values, Dumper=dumper, allow_unicode=True, sort_keys=False, width=10_000)

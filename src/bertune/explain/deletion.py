@@ -54,16 +54,16 @@ class Deletion:
 
 
 def deletion_test(
-    predictor: Predictor, rows: Rows, *, words: int = 3, draws: int = 10, seed: int = 0, steps: int | None = None,
+    predictor: Predictor, rows: Any, *, words: int = 3, draws: int = 10, seed: int = 0, steps: int | None = None,
     work: Any = None,
 ) -> Deletion:
-    """The test over `rows`, for the labels that the model gives them.
+    """The test over `rows`, as `Predictor.predict` takes them, for the labels that the model gives them.
 
     words: how many are taken out; draws: how often as many are drawn at random, from all words of the row, to average
     over; seed: of these draws and of the bootstrap; steps, work: see `explain_rows`. ConfigError where no row is long
     enough.
     """
-    rows = readable(rows)
+    rows = readable(predictor.rows(rows))
     told = {} if work is None else {"work": work}
     explained = explain_rows(predictor, rows, steps=steps, neighbors=0, **told)
     return deletion_of(predictor, rows, explained, words=words, draws=draws, seed=seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -232,23 +232,25 @@ def read_spec(name: str) -> Spec:
         raise ConfigError(f"{name}: {first['msg'].removeprefix('Value error, ')}.") from None
 
 
-def cells(spec: Spec, tables: list[str], *, seeds: int, base: Config) -> Iterator[Cell]:
+def cells(
+    spec: Spec, tables: list[str], *, seeds: int, own: Callable[[Config], Config] = lambda config: config
+) -> Iterator[Cell]:
     """Every training of the tables: all of the first seed, then of the next, so that tables are whole early.
 
-    base: what a caller sets for all of them; the settings of a table and a row are laid over it. ConfigError for a
-    setting that is none.
+    own: lays what a caller sets over a configuration: over what the study and the table say, and below what a row says,
+    since rows are what is compared. ConfigError for a setting that is none.
     """
+    base = own(Config())
     for turn in range(seeds):
         seed = base.train.seed + turn
         for name in tables:
             table = spec.tables[name]
             if turn >= (table.seeds or seeds):
                 continue
+            common = own(_with(Config(), {**spec.settings, **table.settings}, f"{spec.name}, table {name}"))
             for row, data in table.pairs():
-                one, config, place = table.rows[row], base, f"{spec.name}, table {name}, {row}"
-                for settings in (spec.settings, table.settings, one.settings):
-                    config = _with(config, settings, place)
-                config = config.updated({"train": {"seed": seed}})
+                one, place = table.rows[row], f"{spec.name}, table {name}, {row}"
+                config = _with(common, one.settings, place).updated({"train": {"seed": seed}})
                 if config.data.share < 1:
                     config = config.updated({"data": {"share_seed": seed}})
                 encoder = _stages(spec, one.encoder_on(data), base)

@@ -83,8 +83,9 @@ def verdict(gap: float | None, low: float, high: float, *, lower_is_better: bool
 
 def markdown(spec: Spec, lines: dict[str, list[dict[str, Any]]], *, model: str, seeds: int) -> str:
     """The tables as a page of Markdown."""
+    trained = "one seed" if seeds == 1 else f"up to {seeds} seeds"
     how = (
-        f"Ours: `--model {model}`, {'one seed' if seeds == 1 else f'up to {seeds} seeds'}. Differences are to the row that is named, on the same test "
+        f"Ours: `--model {model}`, {trained}. Differences are to the row that is named, on the same test "
         "rows, with 95 % intervals over rows and seeds; test rows were measured once, after validation rows had chosen."
     )
     parts = [f"# {spec.title}", spec.source, spec.note, how]

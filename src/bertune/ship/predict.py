@@ -72,7 +72,7 @@ class Predictor:
 
     def logits(self, rows: Any) -> np.ndarray:
         """float32 [rows, labels], before softmax or sigmoid."""
-        return self.logits_of(self._rows(rows))
+        return self.logits_of(self.rows(rows))
 
     def predict_proba(self, rows: Any) -> np.ndarray:
         """Calibrated probabilities, float64 [rows, labels]; rows sum to 1 for one label a row, and each cell stands
@@ -129,7 +129,7 @@ class Predictor:
         """
         from bertune.explain.explain import explain_rows
 
-        return explain_rows(self, self._rows(rows), label=label, steps=steps, neighbors=neighbors, data=data)
+        return explain_rows(self, self.rows(rows), label=label, steps=steps, neighbors=neighbors, data=data)
 
     def with_threshold(self, threshold: float) -> Predictor:
         """The same model, giving every label from a calibrated probability of `threshold` on; ConfigError where it
@@ -197,7 +197,8 @@ class Predictor:
         readable = readable_task(task, table.columns, self.tokenizer)
         return self.logits_of(rows_of(readable, table, allow_empty=True))
 
-    def _rows(self, rows: Any) -> Rows:
+    def rows(self, rows: Any) -> Rows:
+        """Rows as `predict` takes them, as the texts of each side. Raises InputError."""
         if isinstance(rows, Rows):
             return rows
         rows = list(rows) if isinstance(rows, Iterator) else rows

@@ -31,7 +31,7 @@ def learning_rates(config: TrainConfig, *, peak: float, steps: int) -> np.ndarra
 def layer_factors(names: Iterable[str], *, layers: int, decay: float, on: str) -> dict[str, float]:
     """What the learning rate of each weight is multiplied by, layer-wise decay being `decay` a layer downwards.
 
-    on "encoder": Sun et al. 2019 (arXiv 1905.05583, section 5.3.3) as its authors' program has it: layer l of L has
+    on "encoder": Sun et al. 2019 (arXiv 1905.05583, section 5.3.4) as its authors' program has it: layer l of L has
     decay ** (L - 1 - l), and embeddings, pooler and classifier keep their rate. on "all": the common form, where the
     embeddings lie a step below layer 0. What stands above the layers (the last norm of modernbert) keeps its rate.
     layers: L, of those that are computed.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from bertune import cli
+from bertune.commands.incoming import stdin_bytes
 from bertune.errors import ConfigError, TrainingError
 from shell import Done, bertune, call, write_rows
 from tiny_runs import pair_rows, topic_rows
@@ -265,6 +268,51 @@ def test_outputs_are_never_overwritten_silently(trained: Path, table: Path, tmp_
     done = call("train", table, "--out", trained)
     assert only_line(done).startswith(f"--out {trained}: the folder holds an earlier run.")
     assert target.read_text(encoding="utf-8") == "old"
+
+
+def test_an_output_is_no_file_that_is_read_in_any_role(
+    trained: Path, table: Path, tmp_path: Path, tiny_bert: Path
+) -> None:
+    valid = write_rows(tmp_path / "dev.csv", topic_rows(12, seed=3))
+    command = ("check", table, "--model", tiny_bert, "--label-errors", "none", "--valid", valid, "--overwrite")
+    assert only_line(call(*command, "--fix", valid)) == f"--fix {valid}: is the file that is read; choose another name."
+    plan = tmp_path / "plan.yaml"
+    assert only_line(call(*command, "--fix", plan, "--page", plan)) == (
+        "--fix, --queue and --page: two of them are the same file; name one for each."
+    )
+    mix = tmp_path / "mix.yaml"
+    mix.write_text("{animals: 0.5, plants: 0.25, tools: 0.25}", encoding="utf-8")
+    done = call("predict", trained, table, "--label-mix", mix, "--out", mix, "--overwrite", "--output-format", "csv")
+    assert only_line(done) == f"--out {mix}: is the file that is read; choose another name."
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no named pipes in folders")
+def test_a_device_or_pipe_is_not_replaced_by_a_file(trained: Path, table: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    done = call("predict", trained, table, "--out", tmp_path / "pipe.csv", "--overwrite")
+    assert only_line(done) == f"--out {tmp_path / 'pipe.csv'}: is a device or a pipe, not a file. Name a file."
+
+
+def test_overwriting_spares_what_is_to_be_read(trained: Path, tmp_path: Path, tiny_bert: Path) -> None:
+    out = shutil.copytree(trained, tmp_path / "out")
+    table = write_rows(out / "run" / "more.csv", topic_rows(40))
+    for command in ("train", "lr", "pretrain"):
+        done = call(command, table, "--model", tiny_bert, "--out", out, "--overwrite")
+        assert only_line(done) == (
+            f"--overwrite: {table} lies in --out {out} and would be deleted. Move it first."
+        ), command
+    assert table.is_file()
+
+
+def test_closed_streams_are_no_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    cli.prepare_output()
+    print("to nobody")
+    for stream in (sys.stdout, sys.stderr):
+        stream.close()
+    with pytest.raises(ConfigError, match="there is no standard input, it is closed; pipe the rows in"):
+        stdin_bytes()
 
 
 def test_an_output_where_nothing_can_be_written_is_refused_before_the_work(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,24 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
     train("multi", multi_rows(100), label=list(TOPICS), **{"train.max_steps": 1})
     patch.undo()
     return folder
+
+
+def test_a_folder_may_have_a_pattern_for_a_name(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "good", tmp_path / "r[1]*")
+    assert bertune.compare(tmp_path / "r[1]*", runs / "good")[0]["judgement"] == "noise"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("", "damaged, Expecting value"), ("{}", "damaged, 'metric' is missing"), ("[1]", "damaged"), (None, "missing")],
+)
+def test_a_record_that_is_damaged_is_said_to_be(runs: Path, tmp_path: Path, content: str | None, said: str) -> None:
+    record = shutil.copytree(runs / "good", tmp_path / "run") / "run" / "metrics.json"
+    record.unlink()
+    if content is not None:
+        record.write_text(content, encoding="utf-8")
+    with pytest.raises(ModelError, match=rf"metrics\.json: {said}.*Copy the folder again, or train anew"):
+        bertune.compare(tmp_path / "run", runs / "good")
 
 
 def test_a_trained_model_is_better_than_an_untrained_one(runs: Path) -> None:

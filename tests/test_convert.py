@@ -25,11 +25,11 @@ pytestmark = pytest.mark.usefixtures("empty_cache")
 def test_an_existing_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
     make_archive(tmp_path / "a.zip", hidden=32, ffn=48)
     convert(tmp_path / "a.zip", tmp_path / "out")
-    (tmp_path / "out" / "old.txt").write_text("old", encoding="utf-8")
+    (tmp_path / "out" / "LICENSE").write_text("old", encoding="utf-8")
     with pytest.raises(ModelError, match="pass --overwrite"):
         convert(tmp_path / "a.zip", tmp_path / "out")
     convert(tmp_path / "a.zip", tmp_path / "out", overwrite=True)
-    assert not (tmp_path / "out" / "old.txt").exists()
+    assert not (tmp_path / "out" / "LICENSE").exists()
     assert not list(tmp_path.glob(".bertune-tmp-*"))
 
 
@@ -38,6 +38,10 @@ def test_overwriting_never_deletes_what_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.jpg").write_bytes(b"")
     with pytest.raises(ModelError, match="is not replaced"):
+        convert(tmp_path / "a.zip", tmp_path / "photos", overwrite=True)
+    assert (tmp_path / "photos" / "one.jpg").exists()
+    (tmp_path / "photos" / "config.json").write_text('{"name": "an application"}', encoding="utf-8")
+    with pytest.raises(ModelError, match=r"photos also holds one\.jpg, which a conversion did not write"):
         convert(tmp_path / "a.zip", tmp_path / "photos", overwrite=True)
     assert (tmp_path / "photos" / "one.jpg").exists()
 

@@ -12,7 +12,7 @@ import pytest
 
 import bertune
 from bertune.data.tasks import Rows
-from bertune.errors import DataError, ModelError
+from bertune.errors import DataError, ModelError, TrainingError
 from bertune.ship import predict
 from bertune.ship.predict import Predictor
 from tiny_runs import QUICK, TOPICS, multi_rows, pair_rows, topic_rows
@@ -48,6 +48,17 @@ def texts(count: int = 40) -> list[str]:
     rows[3] = " ".join(["the cat"] * 200)
     rows[7] = "dog"
     return rows
+
+
+def test_outputs_that_are_no_numbers_are_no_answers(single: Predictor) -> None:
+    class Broken:
+        def logits(self, encoded: Any) -> np.ndarray:
+            return np.full((len(encoded), 3), np.nan, dtype=np.float32)
+
+    broken = Predictor(single.bundle, single.tokenizer, Broken())
+    for ask in (broken.predict, broken.predict_proba, broken.logits):
+        with pytest.raises(TrainingError, match="outputs for 2 of 2 rows are not finite"):
+            ask(["a cat", "a dog"])
 
 
 class TestOrder:

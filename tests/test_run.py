@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import bertune
-from bertune.errors import BertuneError, ConfigError, DataError, TrainingError
+from bertune.errors import BertuneError, ConfigError, DataError, ModelError, TrainingError
 from bertune.model.losses import Loss
 from bertune.training import checkpoint
 from bertune.training.run import Result
@@ -307,6 +307,17 @@ class TestDivergence:
 
         monkeypatch.setattr(Loss, "__call__", spiked)
         assert train().metrics["train"]["steps"] > 11
+
+
+class TestDamagedRecords:
+    @pytest.mark.parametrize("name", ["metrics.json", "data.json", "machine.yaml"])
+    def test_a_run_that_cannot_be_gone_on_with_says_what_is_damaged(self, train: Train, name: str) -> None:
+        out = train().out
+        if name != "metrics.json":
+            (out / "bertune.json").unlink()  # as if it had not finished
+        (out / "run" / name).write_text("", encoding="utf-8")
+        with pytest.raises(ModelError, match=rf"{name}: damaged, .* train anew with --overwrite"):
+            train(resume=True)
 
 
 class TestUnusedOptions:

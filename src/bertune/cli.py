@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated
 
@@ -159,7 +160,12 @@ def report_bug(kind: type[BaseException], error: BaseException, trace: Traceback
 
 
 def prepare_output() -> None:
-    """Results are UTF-8 in pipes and files; a console that lacks a character shows another in its place."""
+    """Results are UTF-8 in pipes and files; a console that lacks a character shows another in its place. A stream that
+    is closed, as under some service managers, takes what is written and keeps nothing."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         if sys.stdout.isatty():
             sys.stdout.reconfigure(errors="replace")

@@ -10,10 +10,12 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from bertune.data.sources import local_files
 from bertune.errors import ConfigError, ModelError, listed
 from bertune.files import TEMPORARY, sync
 
@@ -132,6 +134,29 @@ def finish_move(folder: Path) -> None:
             "Make the folder writable, close programs that use its files, and run again."
         ) from None
     shutil.rmtree(incoming, ignore_errors=True)
+
+
+def read_record(path: Path, *names: str) -> dict[str, Any]:
+    """What a JSON file that bertune wrote into run/ holds, `names` at least. Raises ModelError where it does not."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        missing = [name for name in names if name not in found]
+        if not isinstance(found, dict) or missing:
+            raise ValueError(f"'{missing[0]}' is missing" if missing else "no JSON object")
+    except FileNotFoundError:
+        raise ModelError(f"{path}: missing. Copy the folder again, or train anew with --overwrite.") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"{path}: damaged, {error}. Copy the folder again, or train anew with --overwrite."
+        ) from None
+    return found
+
+
+def check_inputs_stay(out: Path, inputs: Iterable[str]) -> None:
+    """Raise ConfigError where an input lies in `out`, whose run/ --overwrite deletes with all that is in it."""
+    for path in (path for name in inputs for path in local_files(name)):
+        if out.resolve() in path.resolve().parents:
+            raise ConfigError(f"--overwrite: {path} lies in --out {out} and would be deleted. Move it first.")
 
 
 def what_it_is(folder: Path) -> str:

@@ -64,9 +64,11 @@ class Check(Configured):
         if self.queue is not None and config.check.label_errors == "none":
             raise ConfigError("--queue: lists doubted labels; --label-errors none doubts none. Leave one of them out.")
         targets = {
-            name: check_target(out, overwrite=self.overwrite, inputs=self.files, option=f"--{name}")
+            name: check_target(out, overwrite=self.overwrite, inputs=config.data.read_files(), option=f"--{name}")
             for name, out in (("fix", self.fix), ("queue", self.queue), ("page", self.page)) if out is not None
         }  # fmt: skip
+        if len({path.resolve() for path in targets.values()}) < len(targets):
+            raise ConfigError("--fix, --queue and --page: two of them are the same file; name one for each.")
 
         from bertune.doctor.relabel import write_queue
         from bertune.training.checkup import check

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bertune.commands.incoming import tables_of_lines
+from bertune.commands.incoming import stdin_bytes, tables_of_lines
 from bertune.commands.models import PLACES, SEED, begin
 from bertune.commands.opening import DEFAULTS, open_predictor
 from bertune.commands.options import Configured, flags_of, with_flags
@@ -91,7 +91,7 @@ class Explain(Configured):
         from bertune.data.rows import Rows, rows_from_python, rows_of
 
         if self.texts == ["-"]:
-            placed, tables = tables_of_lines(sys.stdin.buffer, config.data, task, display)
+            placed, tables = tables_of_lines(stdin_bytes(), config.data, task, display)
             return Rows.stacked([rows_of(placed, table, allow_empty=True) for table in tables])
         if task.is_pair and len(self.texts) != 2:
             raise ConfigError(

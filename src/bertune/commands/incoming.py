@@ -40,13 +40,20 @@ def tables_of_files(files: list[str], data: DataConfig, task: Task) -> tuple[Tas
     return replace(task, text=text, text_pair=tuple(named.text_pair)), chain([first], tables)
 
 
+def stdin_bytes() -> BinaryIO:
+    """Standard input; ConfigError where the process was started without one."""
+    if sys.stdin is None:
+        raise ConfigError("-: there is no standard input, it is closed; pipe the rows in, or name a file.")
+    return sys.stdin.buffer
+
+
 @contextmanager
 def spooled() -> Iterator[str]:
     """Stdin as a file, since a table is looked at before it is read; errors call it `stdin`."""
     with tempfile.TemporaryDirectory(prefix="bertune-") as folder:
         path = Path(folder) / STDIN
         with path.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+            shutil.copyfileobj(stdin_bytes(), file, 1 << 20)
         try:
             yield str(path)
         except (DataError, ConfigError) as error:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bertune.data.sources import find_sources
+from bertune.data.sources import local_files
 from bertune.errors import ConfigError
 from bertune.files import to_json
 
@@ -39,20 +39,15 @@ def check_target(out: str, *, overwrite: bool, inputs: Iterable[str], option: st
     if not os.access(path.parent, os.W_OK):
         raise ConfigError(f"{option} {out}: nothing can be written in '{path.parent}'. Choose another place.")
     if path.exists():
-        if any(path.samefile(name) for name in _local_files(inputs)):
+        if not path.is_file():
+            raise ConfigError(f"{option} {out}: is a device or a pipe, not a file. Name a file.")
+        if any(path.samefile(read) for name in inputs for read in local_files(name)):
             raise ConfigError(f"{option} {out}: is the file that is read; choose another name.")
         if not overwrite:
             raise ConfigError(
                 f"{option} {out}: the file exists. Choose another name, or pass --overwrite to replace it."
             )
     return path
-
-
-def _local_files(inputs: Iterable[str]) -> Iterator[str]:
-    """The files of this machine that names and patterns stand for."""
-    for name in inputs:
-        if name != "-" and not name.startswith("hf://"):
-            yield from (source.path for source in find_sources(name))
 
 
 def shell_word(path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from bertune.commands.incoming import spooled, tables_of_files, tables_of_lines
+from bertune.commands.incoming import spooled, stdin_bytes, tables_of_files, tables_of_lines
 from bertune.commands.opening import DEFAULTS, MACHINE, SEED, open_predictor, trained_rule, trained_task
 from bertune.commands.options import READING, Configured, configured, flags_of, switch, with_flags
 from bertune.commands.output import check_target, print_json
@@ -95,12 +95,14 @@ class Predict(Configured):
         piped = self.files == ["-"]
         as_lines = piped and config.data.format in ("auto", "text") and config.data.layout == "auto"
         form = self.form(as_lines)
-        target = None if self.out is None else check_target(self.out, overwrite=self.overwrite, inputs=self.files)
+        mix = [self.label_mix] if self.label_mix not in (None, "estimate") else []
+        inputs = [*self.files, *mix]
+        target = None if self.out is None else check_target(self.out, overwrite=self.overwrite, inputs=inputs)
         task = trained_task(self.folder)
         with ExitStack() as stack:
             if as_lines:
                 self.refuse_table_flags()
-                placed, tables = tables_of_lines(sys.stdin.buffer, config.data, task, display)
+                placed, tables = tables_of_lines(stdin_bytes(), config.data, task, display)
             else:
                 files = [stack.enter_context(spooled())] if piped else self.files
                 placed, tables = tables_of_files(files, config.data, task)

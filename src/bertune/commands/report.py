@@ -45,7 +45,8 @@ class Report(Configured):
 
     def run(self) -> None:
         config, display = begin(self, tuple(f"data.{name}" for name in FILES))
-        target = None if self.out is None else check_target(self.out, overwrite=self.overwrite, inputs=())
+        inputs = config.data.read_files()
+        target = None if self.out is None else check_target(self.out, overwrite=self.overwrite, inputs=inputs)
 
         if self.explain < 0:
             raise ConfigError(f"--explain {self.explain}: a number of errors; 0 explains none.")

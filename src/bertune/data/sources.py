@@ -139,6 +139,11 @@ def check_text(text: str, place: str, encoding: str) -> None:
     )
 
 
+def local_files(name: str) -> list[Path]:
+    """The files of this machine that a name or pattern stands for; none for stdin and the hub."""
+    return [] if name == "-" or name.startswith(_HUB) else [Path(source.path) for source in find_sources(name)]
+
+
 def find_sources(path: str | Path) -> list[Source]:
     """The files that one name stands for, sorted; a file that exists wins over a pattern of the same spelling."""
     name = str(path)

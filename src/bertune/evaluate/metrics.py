@@ -126,6 +126,13 @@ def decide(kind: str, logits: Array) -> Array:
     return np.argmax(logits, axis=-1) if kind == "single" else np.asarray(logits) >= 0
 
 
+def check_finite(logits: np.ndarray) -> None:
+    """Raise TrainingError where logits, [rows, labels], are no numbers."""
+    broken = int((~np.isfinite(logits)).any(axis=1).sum())
+    if broken:
+        raise TrainingError(f"The model's outputs for {broken} of {len(logits)} rows are not finite (NaN or infinite).")
+
+
 def evaluate(
     kind: str, labels: Sequence[str], logits: Array, targets: Array, *, said: Array | None = None
 ) -> dict[str, Any]:
@@ -145,9 +152,7 @@ def evaluate(
         raise ValueError(f"logits {logits.shape} and targets {targets.shape} do not fit rows {count}, labels {width}")
     if count == 0:
         raise DataError("There are no rows to evaluate: the split or the file is empty.")
-    broken = int((~np.isfinite(logits)).any(axis=1).sum())
-    if broken:
-        raise TrainingError(f"The model's outputs for {broken} of {count} rows are not finite (NaN or infinite).")
+    check_finite(logits)
     said = decide(kind, logits) if said is None else said
     if kind == "single":
         return _single(labels, logits, said, targets.astype(np.int64))

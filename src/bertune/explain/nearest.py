@@ -31,6 +31,7 @@ from bertune.doctor.plan import read_plan
 from bertune.errors import DataError, InputError, listed
 from bertune.explain.explanation import Neighbor
 from bertune.explain.words import side_texts
+from bertune.folder import read_record
 from bertune.model.classifier import ClassifierModel
 from bertune.paths import cache_root
 from bertune.ship.predict import Predictor, readable_task
@@ -78,7 +79,7 @@ def training_rows(predictor: Predictor, data: Any = None) -> TrainingRows | str:
     task = predictor.task
     rows = rows_of(readable_task(task, table.columns, predictor.tokenizer), table, allow_empty=True)
     encoded = encode_cached(predictor.tokenizer, rows, **predictor.bundle.reading, cache=cache_root())
-    known = json.loads((run / "data.json").read_text(encoding="utf-8")).get("train")
+    known = read_record(run / "data.json").get("train")
     if known is not None and known != encoded.fingerprint():  # results of old versions have none
         raise DataError(_wrong(table, folder, "the texts of its training rows are others there"))
     return TrainingRows(table, rows, encoded, _labels(task, table, config.data.plan))

@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from bertune.errors import BertuneError, ModelError
+from bertune.errors import BertuneError, ModelError, listed
 from bertune.files import is_disk_full, sync, temporary_path, write_json
 from bertune.hub import CONFIG, D2L_FILES, TOKENIZER_FILES, WEIGHT_NAMES, Source, resolve, weight_files
 from bertune.model.archive import Archive, open_archive
@@ -118,6 +118,13 @@ def _check_target(out: Path, overwrite: bool) -> None:
         raise ModelError(f"{out} exists already. Name another folder, or pass --overwrite.")
     if not (out / CONFIG).is_file():  # never delete what is not a model
         raise ModelError(f"{out} has no {CONFIG}, so it is no model folder and is not replaced. Name another folder.")
+    names = {path.name for path in out.iterdir()}
+    others = sorted(names - {CONFIG, "README.md", "bertune.json", SAFETENSORS, *weight_files(names), *_KEPT})
+    if others:
+        raise ModelError(
+            f"{out} also holds {listed(others, 5)}, which a conversion did not write and will not delete. Name another "
+            "folder."
+        )
 
 
 def _convert_archive(path: Path, out: Path, *, heads: int | None, overwrite: bool) -> list[str]:

@@ -20,9 +20,10 @@ from bertune.evaluate.card import file_name
 from bertune.evaluate.metrics import Array
 from bertune.evaluate.rule import Rule
 from bertune.evaluate.tables import judged_split
+from bertune.folder import read_record
 from bertune.report.mistakes import Mistake, costliest, with_texts
 from bertune.settings import read_yaml
-from bertune.training.outcome import Outcome, predictions_file, read_metrics
+from bertune.training.outcome import Outcome, predictions_file
 
 
 @dataclass(frozen=True)
@@ -155,12 +156,8 @@ def _without_folders(value: Any) -> Any:
 
 
 def _metrics(out: Path) -> dict[str, Any]:
-    try:
-        return read_metrics(out)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{out / 'run' / 'metrics.json'}: not readable: {error}. Copy the folder again.") from None
+    path = out / "run" / "metrics.json"
+    return read_record(path) if path.is_file() else {}
 
 
 def json_of(path: Path) -> Any:

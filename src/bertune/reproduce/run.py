@@ -126,7 +126,7 @@ def make_encoder(
         rows = Path(parts[part].files[0])
         path = rows.with_name(f"{rows.stem}-texts.parquet")
         if not path.is_file():
-            frame = pl.read_parquet(rows)
+            frame = pl.read_parquet(rows, glob=False)
             columns = [*parts[part].text, *parts[part].text_pair]
             with atomic_path(path) as temporary:
                 frame.select(pl.concat_str(columns, separator="\n").alias("text")).write_parquet(temporary)

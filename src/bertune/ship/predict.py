@@ -13,6 +13,7 @@ from bertune.data.rows import rows_from_python
 from bertune.data.tasks import Rows, Task
 from bertune.data.tokens import Encoded, Tokenizer
 from bertune.errors import ConfigError, listed, nearest
+from bertune.evaluate.metrics import check_finite
 from bertune.evaluate.mix import estimated_shares
 from bertune.evaluate.rule import Rule
 
@@ -182,9 +183,14 @@ class Predictor:
             )
 
     def logits_of(self, rows: Rows) -> np.ndarray:
-        """Logits of rows that are already told apart into columns; in chunks, so memory does not grow with texts."""
+        """Logits of rows that are already told apart into columns; in chunks, so memory does not grow with texts.
+
+        Raises TrainingError where they are no numbers.
+        """
         parts = [self.backend.logits(self.encode(part)) for part in _chunks(rows)]
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.labels)), dtype=np.float32)
+        found = np.concatenate(parts) if parts else np.zeros((0, len(self.labels)), dtype=np.float32)
+        check_finite(found)
+        return found
 
     def encode(self, rows: Rows) -> Encoded:
         """Tokens of rows, cut as in training."""

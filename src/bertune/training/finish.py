@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from bertune.evaluate.curves import plot_curves
 from bertune.evaluate.rule import Rule
 from bertune.evaluate.tables import result_columns, verdict
 from bertune.files import atomic_path, sha256_of, write_atomic, write_json
+from bertune.folder import read_record
 from bertune.hub import Source, weight_files
 from bertune.model.attention import count_pairs
 from bertune.model.encoder import padding_share
@@ -74,7 +74,7 @@ def finish(
         name: asdict(split.tokens.truncation()) for name, split in trained.prepared.splits.items()
     }
     if config.pretrain.on:
-        metrics["pretrain"] = json.loads((out / "run" / PRETRAIN / "run" / "metrics.json").read_text(encoding="utf-8"))
+        metrics["pretrain"] = read_record(out / "run" / PRETRAIN / "run" / "metrics.json")
     metrics["versions"] = versions()
     write_card(out, card_info(trained, bundle, base, metrics, out))
     plot_curves(trained.progress.history, out / "run" / "curves.png", metric=metric)

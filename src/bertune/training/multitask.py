@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError, DataError, TrainingError, listed
 from bertune.evaluate.metrics import check_metric
 from bertune.files import disk_full, write_atomic, write_json
-from bertune.folder import MULTITASK, check_output, prepare_output
+from bertune.folder import MULTITASK, check_inputs_stay, check_output, prepare_output, read_record
 from bertune.hub import Source
 from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import EncoderConfig
@@ -94,6 +93,8 @@ def _run(
     if unknown:
         raise ConfigError(f"data is given for '{unknown[0]}', which is no task; tasks: {listed(config.names)}.")
     check_output(out, resume=resume, overwrite=overwrite, by="multitask")
+    if overwrite:
+        check_inputs_stay(out, [file for name in config.names for file in config.task(name).data.read_files()])
     if resume and is_joint(out):
         other = _changes(config, out)
         if (out / "run" / "metrics.json").is_file():
@@ -144,7 +145,7 @@ def _run(
         keep_joint_record(config, out, parts, checkups, resume=resume)
         joint = out / "run" / JOINT
         if resume and joint.is_file():
-            metrics = json.loads(joint.read_text(encoding="utf-8"))
+            metrics = read_record(joint)
         else:
             model = MultiModel(models, uncertainty=config.options.uncertainty)
             fit = MultiFit(
@@ -198,8 +199,7 @@ def is_joint(out: Path) -> bool:
 
 def joint_metrics(out: Path) -> dict[str, Any]:
     """run/metrics.json of a finished joint training."""
-    found: dict[str, Any] = json.loads((out / "run" / "metrics.json").read_text(encoding="utf-8"))
-    return found
+    return read_record(out / "run" / "metrics.json")
 
 
 def open_base(config: Config) -> tuple[Path | None, Path, Source]:

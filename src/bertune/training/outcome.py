@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from bertune.evaluate.compare import compare, holm, judgement
 from bertune.evaluate.metrics import check_metric
 from bertune.evaluate.resample import Scores, scores_of
 from bertune.evaluate.rule import Rule
+from bertune.folder import read_record
 
 PLACE = ("file", "row")
 
@@ -26,9 +26,8 @@ def predictions_file(out: Path, split: str) -> Path:
 
 
 def read_metrics(out: Path) -> dict[str, Any]:
-    """run/metrics.json of a finished run."""
-    result: dict[str, Any] = json.loads((out / "run" / "metrics.json").read_text(encoding="utf-8"))
-    return result
+    """run/metrics.json of a finished run. Raises ModelError where it is damaged."""
+    return read_record(out / "run" / "metrics.json", "metric")
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Outcome:
         bundle = Bundle.read(out, verify=False)
         path = predictions_file(out, split)
         try:
-            frame = pl.read_parquet(path)
+            frame = pl.read_parquet(path, glob=False)
         except FileNotFoundError:
             there = [name for name in ("valid", "test") if predictions_file(out, name).is_file()]
             way = f"Pass --split {there[0]}." if there else "A run that held out no rows cannot be compared."

@@ -6,7 +6,6 @@ same way: a corpus is surveyed and tokenised, a plan settled, the loop run, and 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError, DataError, TrainingError, listed
 from bertune.evaluate.curves import plot_pretraining
 from bertune.files import disk_full, write_atomic, write_json
-from bertune.folder import PRETRAINED, check_output, prepare_output
+from bertune.folder import PRETRAINED, check_inputs_stay, check_output, prepare_output, read_record
 from bertune.hub import Source
 from bertune.model.hubconfig import read_config, read_source
 from bertune.model.lowrank import is_adapter
@@ -86,6 +85,8 @@ def pretrain(
     check_options(config)
     with cache_settings(config.cache.folder, config.cache.limit):
         check_output(out, resume=resume, overwrite=overwrite, by="pretrain")
+        if overwrite:
+            check_inputs_stay(out, config.data.read_files())
         if resume and is_pretrained(out):
             listener.say(f"{out} holds a complete pre-training already; nothing to do.")
             record = out / "run" / "config.yaml"
@@ -172,7 +173,7 @@ def is_pretrained(out: Path) -> bool:
 
 def pretraining_metrics(out: Path) -> dict[str, Any]:
     """run/metrics.json of a finished pre-training."""
-    found: dict[str, Any] = json.loads((out / "run" / "metrics.json").read_text(encoding="utf-8"))
+    found = read_record(out / "run" / "metrics.json")
     checkpoint.remove(out / "run" / "checkpoints")  # where the run was killed just before doing so
     return found
 
@@ -290,7 +291,7 @@ def _keep_record(config: Config, run_folder: Path, found: Survey, *, resume: boo
                 f"--resume: the run in {run_folder.parent} was started with other options: {listed(changed, 4)}. "
                 "Pass the same ones, or --overwrite to start anew."
             )
-        if state.is_file() and json.loads(state.read_text(encoding="utf-8"))["texts"] != found.digest:
+        if state.is_file() and read_record(state, "texts")["texts"] != found.digest:
             raise ConfigError(
                 f"--resume: the texts are not those that the run in {run_folder.parent} was started with. "
                 "Bring the old files back, or pass --overwrite to start anew."

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError, Interrupted, TrainingError, listed
 from bertune.evaluate.metrics import check_metric, evaluate, metric_value
 from bertune.files import disk_full, to_json, write_atomic, write_json
-from bertune.folder import check_output, prepare_output
+from bertune.folder import check_inputs_stay, check_output, prepare_output, read_record
 from bertune.model.encoder import EncoderConfig
 from bertune.model.load import read_config
 from bertune.model.machine import Machine, check_device, check_kernels, choose_machine
 from bertune.model.source import open_source
 from bertune.paths import cache_settings
-from bertune.settings import read_yaml
+from bertune.pretrainconfig import WITHIN_TASK
 from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
 from bertune.training.check import check_used
@@ -84,6 +84,9 @@ def _run(
 
     say = listener.say
     check_output(out, resume=resume, overwrite=overwrite)
+    if overwrite:
+        unlabelled = (name for name in config.pretrain.on if name != WITHIN_TASK)
+        check_inputs_stay(out, [*config.data.read_files(), *unlabelled])
     if resume and is_complete(out):
         config, _ = settle_auto(config, out, resume=True, choose=lambda: (config, {}))
         return complete(out, config, say)
@@ -241,7 +244,8 @@ def settle_machine(config: Config, out: Path, plan: Plan, *, resume: bool) -> Ma
     """What the run computes on; a resumed run keeps what it began with."""
     path = out / "run" / "machine.yaml"
     if resume and path.is_file():
-        machine = Machine(**read_yaml(path))
+        names = [field.name for field in fields(Machine) if field.default is MISSING]
+        machine = Machine(**read_record(path, *names))  # JSON is YAML
         check_device(machine.device)
         check_kernels(machine, out)
         return machine
@@ -265,14 +269,11 @@ def keep_record(config: Config, out: Path, prepared: Prepared, *, resume: bool) 
         "train": prepared.train.tokens.fingerprint(),  # by which `explain` knows the training rows again
     }  # fmt: skip
     state = out / "run" / "data.json"
-    if resume and state.is_file():
-        import json
-
-        if json.loads(state.read_text(encoding="utf-8")) != record:
-            raise ConfigError(
-                f"--resume: the data is not what the run in {out} was started with. "
-                "Bring the old files back, or pass --overwrite to start anew."
-            )
+    if resume and state.is_file() and read_record(state) != record:
+        raise ConfigError(
+            f"--resume: the data is not what the run in {out} was started with. "
+            "Bring the old files back, or pass --overwrite to start anew."
+        )
     write_json(state, record)
     write_atomic(path, config.to_yaml())
     write_split_rows(prepared, out / "run" / "splits.csv")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from bertune.errors import ModelError
 from bertune.evaluate.card import CardInfo
 from bertune.evaluate.metrics import evaluate, is_better, metric_value
 from bertune.evaluate.tables import result_columns, verdict
-from bertune.folder import BUNDLE_FILE
+from bertune.folder import BUNDLE_FILE, read_record
 from bertune.ship.torch_backend import TorchBackend
 from bertune.training.finish import CARD, judge, write_card
 from bertune.training.listen import Listener
@@ -133,7 +132,7 @@ def _judged(
     path = out / "run" / CARD
     if not path.is_file():
         raise ModelError(f"{path}: missing; the seeds were trained by an older version. Train them anew: --overwrite.")
-    info = CardInfo.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    info = CardInfo.from_dict(read_record(path))
     metrics = {"metric": metric, **judged}
     info = replace(
         info, name=out.resolve().name, results=result_columns(metrics),

@@ -39,9 +39,9 @@ class PretrainPlan(Plan):
     def sentence(self) -> str:
         head = "" if self.head_lr == self.lr else f" (new head: {self.head_lr:g})"
         return (
-            f"Pre-training: {counted(self.epochs, 'pass')} of {counted(self.steps_per_epoch, 'step')} "
+            f"Pre-training: {counted(self.epochs, 'pass', 'passes')} of {counted(self.steps_per_epoch, 'step')} "
             f"({self.steps:,} in all), about {self.tokens:,} tokens a step, learning rate {self.lr:g}{head}."
-        ).replace("passs", "passes")
+        )
 
 
 def settle_pretraining(

@@ -125,9 +125,9 @@ def estimate(
     return operations / flops / 0.5, int(600_000_000 + weights + activations + pooled + 8 * load.rows * load.labels)
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 epoch`, `1,200 epochs`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def counted(number: int, noun: str, nouns: str | None = None) -> str:
+    """`1 epoch`, `1,200 epochs`; nouns: the plural where an s is not all of it."""
+    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
 
 
 def duration(seconds: float) -> str:

@@ -157,6 +157,13 @@ def test_a_cell_that_is_no_label_names_row_and_column(cells: Any, found: str) ->
             infer(frame)
 
 
+def test_bytes_and_objects_are_no_labels_that_could_be_left_out() -> None:
+    for cells in (pl.Series([b"\xff", b"x"]), pl.Series([object(), object()], dtype=pl.Object)):
+        data = DataConfig(drop_label=["x"])
+        with pytest.raises(DataError, match="row 1, column 'label': expected a label, found"):
+            infer_task(read_table(pl.DataFrame({"text": ["x", "y"], "label": cells}), data), data)
+
+
 @pytest.mark.parametrize("options", [{}, {"task": "multi"}, {"labels": ["0", "1"]}])
 @pytest.mark.parametrize("cells", [[[0, 1], [1, 0], [1, 1]], [[0.0, 1.0], None], [[True, False], [False, True]]])
 def test_vectors_of_zeros_and_ones_do_not_become_the_labels_0_and_1(

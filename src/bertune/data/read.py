@@ -291,6 +291,8 @@ def _kept(frame: pl.DataFrame, file: str, marks: Mapping[str, Sequence[str]], dr
     for column, values in marks.items():
         if frame.schema[column].is_nested():
             raise ConfigError(f"--drop-label: column '{column}' of {file} holds lists, not single values.")
+        if frame.schema[column] in (pl.Binary, pl.Object):  # no text; where labels are read, that is said with its row
+            continue
         cells = frame.get_column(column).cast(pl.String)
         for value in values:
             hit = (cells == value).fill_null(False).to_numpy() & kept

@@ -103,6 +103,14 @@ class TestTexts:
         assert shares.shape == (3, 3)
         assert np.allclose(shares[1], shares[2])
 
+    def test_missing_texts_at_prediction_may_stand_in_any_row(self, make: Make) -> None:
+        model = make().fit(TEXTS, LABELS)
+        cat, nothing = model.predict_proba(["the cat", ""])
+
+        for rows in ([None, "the cat"], [np.nan, "the cat"], pd.Series([pd.NA, "the cat"], dtype="string")):
+            assert np.allclose(model.predict_proba(rows), [nothing, cat], atol=1e-6)
+        assert np.allclose(model.predict_proba([None, np.nan]), nothing, atol=1e-6)
+
 
 class TestLabels:
     @pytest.mark.parametrize(
@@ -122,6 +130,16 @@ class TestLabels:
         assert found.dtype.kind == plain.dtype.kind
         assert model.score(TEXTS, labels) == accuracy_score(plain, found)
         assert model.predict_proba(TEXTS).shape == (60, len(model.classes_))
+
+    def test_dates_come_back_as_dates(self, make: Make) -> None:
+        days = np.array(["2024-01-01", "2024-02-01"], dtype="datetime64[ns]")
+        labels = days[[int(label == "tools") for label in LABELS]]
+        model = make().fit(TEXTS, labels)
+
+        assert model.classes_.dtype == days.dtype
+        assert model.classes_.tolist() == days.tolist()
+        assert model.predict(TEXTS[:2]).dtype == days.dtype
+        assert list(model.model_.labels) == ["2024-01-01T00:00:00.000000000", "2024-02-01T00:00:00.000000000"]
 
     def test_predictions_are_the_classes_of_the_largest_probability(self, make: Make) -> None:
         model = make(epochs=6, pooling="mean").fit(TEXTS, LABELS)
@@ -293,6 +311,18 @@ class TestFolder:
 
 
 class TestErrors:
+    def test_a_fit_that_fails_leaves_the_earlier_one_whole(self, make: Make) -> None:
+        model = make().fit(TEXTS, LABELS)
+        before = {name: getattr(model, name) for name in vars(model) if name.endswith("_")}
+        frame = pd.DataFrame({"body": TEXTS})
+
+        model.set_params(head="none such")
+        for labels in ([label == "tools" for label in LABELS], np.eye(60)):
+            with pytest.raises(ConfigError, match="none such"):
+                model.fit(frame, labels)
+        assert {name: getattr(model, name) for name in vars(model) if name.endswith("_")} == before
+        assert set(model.predict(TEXTS)) <= set(TOPICS)
+
     def test_it_must_be_fitted_first(self, make: Make) -> None:
         for ask in (make().predict, make().predict_proba, make().decision_function):
             with pytest.raises(NotFittedError):
@@ -321,12 +351,24 @@ class TestErrors:
             ([("a", "b"), "c"] * 30, LABELS, "one text a row, or a pair"),
             (TEXTS, np.full((60, 3), 2), "0 or 1"),
             (["", *TEXTS[1:]], LABELS, "row 1.*the text is empty"),
+            (None, LABELS, "X: expected a list, array or frame of texts"),
+            (5, LABELS, "X: expected a list, array or frame of texts"),
+            (TEXTS, 5, "y: expected one label a row, or 0/1 indicators .*found 5"),
+            (TEXTS, np.array("a"), "y: expected one label a row, or 0/1 indicators"),
+            (TEXTS, "ab" * 30, "y: expected one label a row, or 0/1 indicators"),
+            (TEXTS, np.zeros((60, 2, 2)), "y: expected one label a row, or 0/1 indicators"),
+            (TEXTS, np.zeros((60, 1, 1)), "y: expected one label a row, or 0/1 indicators"),
+            (TEXTS, [[]] * 60, "y: expected one label a row, or 0/1 indicators"),
+            (TEXTS, np.full((60, 1), np.nan), "y: some labels are missing"),
+            (TEXTS, np.array(["NaT", *["2024-01-01"] * 59], "datetime64[ns]"), "y: some labels are missing"),
         ],
         ids=["lengths", "a missing label", "a label that is no number", "NaN among texts", "NA among texts",
              "no labels", "lists of labels", "sets of labels", "labels among the texts", "a dict", "one class",
              "no rows", "one string",
              "numbers in columns", "numbers", "a number among texts", "a pair among texts", "a text among pairs",
-             "no indicators", "an empty text"],
+             "no indicators", "an empty text", "nothing", "a number instead of texts", "a number instead of labels",
+             "one label in an array", "one string of labels", "labels in three axes", "a label in two axes more",
+             "lists without labels", "a column of NaN", "no date"],
     )  # fmt: skip
     def test_what_cannot_be_fitted_is_an_error_that_says_why(
         self, make: Make, texts: Any, labels: Any, message: str
@@ -341,6 +383,16 @@ class TestErrors:
     def test_options_that_do_not_exist_are_refused(self, make: Make) -> None:
         with pytest.raises(ConfigError, match=r"'train\.lrr' is not an option"):
             make(settings={"train.lrr": 1}).fit(TEXTS, LABELS)
+
+    def test_one_text_in_an_array_is_no_list_of_texts(self, make: Make) -> None:
+        model = make().fit(TEXTS, LABELS)
+        with pytest.raises(DataError, match="expected a list, array or frame of texts"):
+            model.predict(np.array("cat"))
+
+    @pytest.mark.parametrize("settings", [["train.lr=1"], "train.lr=1", {1: 1}])
+    def test_settings_are_options_by_name(self, make: Make, settings: Any) -> None:
+        with pytest.raises(ConfigError, match="settings: expected options by their dotted names"):
+            make(settings=settings).fit(TEXTS, LABELS)
 
     def test_pairs_and_texts_are_not_mixed_between_fit_and_predict(self, make: Make) -> None:
         model = make().fit(TEXTS, LABELS)

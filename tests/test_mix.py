@@ -12,7 +12,7 @@ from scipy.special import expit, softmax
 from scipy.stats import norm
 
 import bertune
-from bertune.errors import ConfigError
+from bertune.errors import ConfigError, DataError
 from bertune.evaluate.mix import estimated_shares, shift
 from bertune.evaluate.rule import Rule
 from shell import call
@@ -129,6 +129,18 @@ def test_predict_takes_a_mix_or_estimates_it(trained: Path, tmp_path: Path) -> N
 def test_a_mix_that_makes_no_sense_is_refused(mix: str, said: str, trained: Path) -> None:
     done = call("predict", trained, "-", "--label-mix", mix, stdin="a cat\n")
     assert (done.code, done.err.splitlines()[-1]) == (2, f"Error: {said}")
+
+
+def test_a_mix_from_python_is_shares_by_label_and_is_estimated_from_rows(trained: Path) -> None:
+    model = bertune.load(trained)
+    with pytest.raises(ConfigError, match="label mix: 'animals' has the share 'a'; shares are numbers from 0 to 1"):
+        model.with_label_mix({"animals": "a"})  # type: ignore[dict-item]
+    with pytest.raises(ConfigError, match=r"label mix: expected shares by label, .*; found \[0\.5\]"):
+        model.with_label_mix([0.5])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="label mix: '1' is not a label of this model; expected animals"):
+        model.with_label_mix({1: 0.5})  # type: ignore[dict-item]
+    with pytest.raises(DataError, match="label mix: there are no rows to estimate it from"):
+        model.estimate_mix([])
 
 
 def test_a_model_without_validation_rows_knows_no_mix(tiny_bert: Path, tmp_path: Path) -> None:

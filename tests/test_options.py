@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import bertune
 from bertune.commands.evaluate import KEYS, Evaluate
 from bertune.commands.opening import DEFAULTS
 from bertune.commands.options import configured, flags_of
@@ -113,3 +115,9 @@ def test_every_flag_is_declared_once_and_reaches_its_field() -> None:
     for flag in flags:
         assert flag.name.startswith("--") and flag.metavar and flag.help(None).endswith(".")
         assert hasattr(Train(), flag.attribute)
+
+
+@pytest.mark.parametrize("settings", [["train.lr=1"], "train.lr=1", {1: 1}])
+def test_settings_from_python_are_options_by_name(settings: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="settings: expected options by their dotted names"):
+        bertune.train("rows.csv", out=tmp_path / "run", settings=settings)

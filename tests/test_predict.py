@@ -12,7 +12,7 @@ import pytest
 
 import bertune
 from bertune.data.tasks import Rows
-from bertune.errors import DataError, ModelError, TrainingError
+from bertune.errors import ConfigError, DataError, ModelError, TrainingError
 from bertune.ship import predict
 from bertune.ship.predict import Predictor
 from tiny_runs import QUICK, TOPICS, multi_rows, pair_rows, topic_rows
@@ -90,6 +90,8 @@ class TestOrder:
         assert single.logits([]).shape == (0, 3)
         assert single.predict([]) == []
         assert single.predict_proba([]).shape == (0, 3)
+        for rows in (pd.DataFrame({"text": []}), pl.DataFrame({"text": []}), {"text": []}, np.array([])):
+            assert single.predict(rows) == []
 
 
 class TestForms:
@@ -138,12 +140,16 @@ class TestForms:
         ("rows", "message"),
         [
             ("the cat", "expected a list of rows, found one str"),
+            (np.array("the cat"), r"expected a list of rows, found one str; write \['the cat'\]"),
+            (pd.DataFrame({"TEXT": []}), "no column 'text'; did you mean 'TEXT'"),
+            ({}, "no column 'text'; columns: none"),
             ([("a", "b")], r"rows\[0\]: expected 1 text "),
             ([{"txet": "a"}], r"rows\[0\]: no column 'text'; did you mean 'txet'"),
             (["a", 3], r"rows\[1\]: expected a string or a dict by column, found int"),
             (pd.DataFrame({"TEXT": ["a"]}), "text"),
         ],
-        ids=["one string", "a pair", "another column", "a number", "a frame without the column"],
+        ids=["one string", "one string in an array", "an empty frame without the column", "no columns", "a pair",
+             "another column", "a number", "a frame without the column"],
     )  # fmt: skip
     def test_rows_of_another_form_are_errors_that_say_what_is_expected(
         self, single: Predictor, rows: Any, message: str
@@ -157,6 +163,12 @@ class TestForms:
 
 
 class TestAnswers:
+    @pytest.mark.parametrize("threshold", ["0.3", [0.3], np.array([0.3, 0.4])])
+    def test_a_threshold_is_a_number(self, models: dict[str, Predictor], threshold: Any) -> None:
+        for model in (models["multi"], models["single"]):
+            with pytest.raises(ConfigError, match=r"--threshold .*: expected a number between 0 and 1\."):
+                model.predict(["the cat"], threshold=threshold)
+
     def test_single_label_probabilities_sum_to_one_and_the_largest_is_the_prediction(self, single: Predictor) -> None:
         rows = texts()
         shares = single.predict_proba(rows)

@@ -183,6 +183,10 @@ def test_tables_in_memory_that_are_none_are_clear_errors() -> None:
     assert_fails({"a": ["b", "\ud83d"]}, "data frame row 2, column 'a': \\ud83d is half of a character")
     pandas = pytest.importorskip("pandas")
     assert_fails(pandas.DataFrame([[1, 2]], columns=["a", "a"]), "data frame: 'a' names two columns. Rename one.")
+    arrow = pytest.importorskip("pyarrow")
+    assert_fails(arrow.table([["a"], ["b"]], names=["a", "a"]), "data frame: 'a' names two columns. Rename one.")
+    for column in (pandas.Series(["a"]), pl.Series(["a"]), arrow.chunked_array([["a"]])):
+        assert_fails(column, f"a table cannot be read from {type(column).__name__}; expected a file name or several")
     with pytest.raises(ConfigError, match="a chunk has at least 1 row"):
         list(read_chunks({"a": [1]}, rows=0))
 

@@ -57,6 +57,17 @@ def test_a_list_in_a_text_column_is_an_error() -> None:
         rows_of(SINGLE, table({"text": [["a", "b"], ["c"]]}), allow_empty=True)
 
 
+def test_bytes_are_no_text() -> None:
+    import pandas as pd
+
+    for cells in ([None, b"a b"], np.array(["x", "a b"], dtype=bytes)):
+        for data in ({"text": cells, "picture": [b"", b""]}, pd.DataFrame({"text": cells})):
+            with pytest.raises(DataError, match=r"'text': expected text, found bytes \(b'.*'\). Name a column of"):
+                rows_of(SINGLE, table(data), allow_empty=True)
+    with pytest.raises(DataError, match=r"frame row 2, column 'text': expected text, found bytes \(b'a b'\). Decode"):
+        table({"text": ["x", b"a b"]})
+
+
 def test_rows_can_be_sliced() -> None:
     rows = Rows((["a", "b", "c"],), (["x", "y", "z"],))
     assert rows.slice(1, 3) == Rows((["b", "c"],), (["y", "z"],))

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 
 from bertune.config import DataConfig
+from bertune.data.read import read_table
 from bertune.data.tasks import encode_labels, infer_task
 from bertune.errors import ConfigError, DataError
 from small_tables import csv, infer, papers, reviews, table
@@ -132,3 +136,42 @@ def test_a_label_column_without_labels_is_an_error() -> None:
         infer({"text": ["x", "y"], "label": ["", ""]})
 
 
+@pytest.mark.parametrize(
+    ("cells", "found"),
+    [
+        (pd.Series([None, b"a b"]), r"bytes \(b'a b'\)"),
+        (np.array(["x", "y"], dtype=bytes), r"bytes \(b'x'\)"),
+        ([[b"x"], [b"y", b"z"]], r"bytes \(b'x'\)"),
+        (pl.Series([{"a": 1}, {"a": 2}]), r"dict \({'a': 1}\)"),
+        (pl.Series([object(), object()], dtype=pl.Object), r"object \(<object object at"),
+    ],
+    ids=["pandas", "numpy", "lists", "structs", "objects"],
+)
+def test_a_cell_that_is_no_label_names_row_and_column(cells: Any, found: str) -> None:
+    frames: list[Any] = [pl.DataFrame({"text": ["x", "y"], "label": cells})] if isinstance(cells, pl.Series) else [
+        {"text": ["x", "y"], "label": cells}, pd.DataFrame({"text": ["x", "y"], "label": cells})
+    ]  # fmt: skip
+    place = f"frame row {2 if isinstance(cells, pd.Series) else 1}, column 'label'"
+    for frame in frames:
+        with pytest.raises(DataError, match=rf"{place}: expected a label, found {found}.*--label"):
+            infer(frame)
+
+
+def test_bytes_and_objects_are_no_labels_that_could_be_left_out() -> None:
+    for cells in (pl.Series([b"\xff", b"x"]), pl.Series([object(), object()], dtype=pl.Object)):
+        data = DataConfig(drop_label=["x"])
+        with pytest.raises(DataError, match="row 1, column 'label': expected a label, found"):
+            infer_task(read_table(pl.DataFrame({"text": ["x", "y"], "label": cells}), data), data)
+
+
+@pytest.mark.parametrize("options", [{}, {"task": "multi"}, {"labels": ["0", "1"]}])
+@pytest.mark.parametrize("cells", [[[0, 1], [1, 0], [1, 1]], [[0.0, 1.0], None], [[True, False], [False, True]]])
+def test_vectors_of_zeros_and_ones_do_not_become_the_labels_0_and_1(
+    cells: list[Any], options: dict[str, Any], tmp_path: Path
+) -> None:
+    frame = pl.DataFrame({"text": ["x"] * len(cells), "labels": cells})
+    frame.write_parquet(tmp_path / "lists.parquet")
+    frame.with_columns(pl.col("labels").list.to_array(2)).write_parquet(tmp_path / "arrays.parquet")
+    for data in (frame, tmp_path / "lists.parquet", tmp_path / "arrays.parquet"):
+        with pytest.raises(DataError, match=r"'labels': every cell is a list of 2 zeros and ones, .* over 2 labels"):
+            infer_task(read_table(data), DataConfig(**options))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -146,6 +147,23 @@ def test_whole_numbers_are_one_label_in_every_format() -> None:
         task, _ = infer(columns)
         assert task.labels == ("1", "2")
         assert encode_labels(task, table(columns)).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("cells", "labels"), [([1.0, "1", "2"], ("1", "2")), ([True, "True", False], ("False", "True"))]
+)
+def test_a_value_beside_its_text_is_the_same_label(cells: list[Any], labels: tuple[str, ...]) -> None:
+    for kind in (pd.DataFrame, dict):
+        task, _ = infer(kind({"text": ["a", "b", "c"], "label": cells}))
+        assert task.labels == labels
+        task, _ = infer(kind({"text": ["a", "b", "c"], "label": [[cell] for cell in cells]}))
+        assert task.labels == labels
+
+
+def test_lists_of_numbers_are_labels_unless_all_are_vectors_of_zeros_and_ones() -> None:
+    for cells in ([[0, 1], [1]], [[0, 1], [2, 0]], [[0], [1]], [["0", "1"], ["1", "0"]]):
+        task, _ = infer({"text": ["a", "b"], "label": cells})
+        assert set(task.labels) == {str(item) for cell in cells for item in cell}
 
 
 # The kind can be forced

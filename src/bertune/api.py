@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bertune.config import Config
 from bertune.errors import ConfigError
-from bertune.settings import nested
+from bertune.settings import by_name
 
 if TYPE_CHECKING:
     from bertune.multitaskconfig import MultiConfig
@@ -264,8 +264,8 @@ def _configured(
 ) -> tuple[Config, Any]:
     """The configuration that the arguments of a call make, and the data where it is in memory."""
     base = config if isinstance(config, Config) else Config.load(config) if config is not None else Config()
-    for name, value in (settings or {}).items():
-        base = base.updated(nested(name, value), place="settings")
+    for values in by_name(settings):
+        base = base.updated(values, place="settings")
     files, source = _files(data)
     given: dict[str, dict[str, Any]] = {
         "data": {"files": files, "text": _names(text), "text_pair": _names(text_pair), "label": _names(label),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bertune.config import Config
 from bertune.data.rows import is_missing
 from bertune.errors import ConfigError, DataError, Interrupted
 from bertune.folder import BUNDLE_FILE
-from bertune.settings import nested
+from bertune.settings import by_name
 from bertune.ship.predict import Predictor
 from bertune.training.run import run
 
@@ -65,29 +66,31 @@ class Classifier(ClassifierMixin, BaseEstimator):
     def fit(self, X: Any, y: Any) -> Classifier:
         """Train; raises InputError for what cannot be used and TrainingError when training fails."""
         columns, first, second = self._columns(X, _names(self.text), _names(self.text_pair))
-        labels, names = self._labels(y, len(next(iter(columns.values()))))
-        taken = sorted(set(columns) & set(labels))
+        target = _target(y, len(next(iter(columns.values()))))
+        taken = sorted(set(columns) & set(target.columns))
         if taken:
             raise DataError(
                 f"X: the column '{taken[0]}' would be read as text, and has the name of the labels. Name the text "
                 "columns with text=[...], or rename it."
             )
         data = {
-            "text": first, "text_pair": second, "label": list(labels), "valid": self.validation,
-            "hold_out": False, "labels": names, "task": "multi" if self.multilabel_ else "single",
+            "text": first, "text_pair": second, "label": list(target.columns), "valid": self.validation,
+            "hold_out": False, "labels": target.names, "task": "multi" if target.multilabel else "single",
         }
         out, finalizer = self._folder()
         config = self._config(data)
         try:
-            run(config, source={**columns, **labels}, out=out, overwrite=True)
+            run(config, source={**columns, **target.columns}, out=out, overwrite=True)
         except Interrupted:
             # What scikit-learn lets through; of any other error a search would make a failed fit and go on.
             raise KeyboardInterrupt("training was stopped") from None
+        # Only now, and all of it: a fit that fails leaves the earlier one whole.
+        self._open(out, device=config.train.device)
+        self.classes_, self.multilabel_ = target.classes, target.multilabel
         self.n_features_in_ = len(columns)
         self.__dict__.pop("feature_names_in_", None)
         if _column_names(X) is not None:
             self.feature_names_in_ = np.array([*first, *second], dtype=object)
-        self._open(out, device=config.train.device)
         self.__dict__.pop("_finalizer", _nothing)()  # the folder of an earlier fit
         self._finalizer = finalizer
         return self
@@ -129,8 +132,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
     def _config(self, data: dict[str, Any]) -> Config:
         # Searches and cross-validation fit many times, and hear nothing that is said: bertune.check looks once.
         config = Config().updated({"check": {"enabled": False}})
-        for name, value in (self.settings or {}).items():
-            config = config.updated(nested(name, value), place="settings")
+        for values in by_name(self.settings):
+            config = config.updated(values, place="settings")
         model = {"name": str(self.model), "max_length": self.max_length, "pooling": self.pooling, "head": self.head,
                  "freeze": str(self.freeze)}
         train = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr, "seed": self.seed}
@@ -148,10 +151,11 @@ class Classifier(ClassifierMixin, BaseEstimator):
                 if name not in columns:
                     raise ConfigError(f"X has no column '{name}'; its columns are {', '.join(columns)}.")
             return {name: columns[name] for name in (*first, *second)}, first, second
-        rows = [] if isinstance(X, str | Mapping) else _plain(X)
-        if not len(rows):
+        rows = _plain(X)
+        if not rows:
             raise DataError("X: expected a list, array or frame of texts with at least one row.")
-        if isinstance(rows[0], str):
+        rows = [row.tolist() if hasattr(row, "tolist") else row for row in rows]
+        if isinstance(next((row for row in rows if not is_missing(row)), ""), str):
             texts = [_text(value, row, _FIRST, numbers=False) for row, value in enumerate(rows, 1)]
             return {_FIRST: texts}, [_FIRST], []
         widths = {len(row) if isinstance(row, list | tuple) else 0 for row in rows}
@@ -160,39 +164,6 @@ class Classifier(ClassifierMixin, BaseEstimator):
         if widths == {2}:
             return {_FIRST: [row[0] for row in rows], _SECOND: [row[1] for row in rows]}, [_FIRST], [_SECOND]
         raise DataError("X: expected one text a row, or a pair of texts; name the columns with a frame for more.")
-
-    def _labels(self, y: Any, count: int) -> tuple[dict[str, list[Any]], list[str]]:
-        """Label columns by name and label names in order; sets `classes_` and `multilabel_`."""
-        if y is None:
-            raise DataError("y is missing: pass a label for each row.")
-        given = y.toarray().tolist() if hasattr(y, "toarray") else _plain(y)  # the first: sparse indicators
-        given = [value.tolist() if hasattr(value, "tolist") else value for value in given]
-        if any(is_missing(value) for value in given):  # numpy would make a label 'nan' of them
-            raise DataError("y: some labels are missing. Leave those rows out.")
-        widths = {len(value) if isinstance(value, list | tuple) else 0 for value in given}
-        if len(widths) > 1 or any(isinstance(value, set | frozenset | dict) for value in given):
-            raise DataError(
-                "y: expected one label a row, or 0/1 indicators [rows, labels]. Lists of labels become those with "
-                "sklearn.preprocessing.MultiLabelBinarizer."
-            )
-        values = np.asarray(given)
-        if len(values) != count:
-            raise DataError(f"y has {len(values)} labels and X has {count} rows; they must be as many.")
-        self.multilabel_ = values.ndim == 2 and values.shape[1] > 1
-        if self.multilabel_:
-            named = getattr(y, "columns", None)
-            names = [f"label_{n}" for n in range(values.shape[1])] if named is None else [str(name) for name in named]
-            self.classes_ = np.array(names, dtype=object) if named is not None else np.arange(values.shape[1])
-            return {name: values[:, place].tolist() for place, name in enumerate(names)}, names
-        values = values.reshape(count)
-        try:
-            self.classes_, numbers = np.unique(values, return_inverse=True)
-        except TypeError:
-            raise DataError("y: the labels are of kinds that have no common order. Make them all text.") from None
-        names = [str(name) for name in self.classes_.tolist()]
-        if len(set(names)) < len(names) or any(name != name.strip() or not name for name in names):
-            names = [f"class {number}" for number in range(len(names))]
-        return {_LABEL: [names[number] for number in numbers]}, names
 
     def _folder(self) -> tuple[Path, Callable[[], object]]:
         """Where the result goes, and what removes it: a temporary folder goes with the estimator, a named one stays."""
@@ -208,9 +179,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
     def _open(self, folder: Path, *, device: str = "auto") -> None:
         from bertune.training.outcome import read_metrics
 
-        self.folder_ = folder
-        self.model_ = Predictor.load(folder, device=device, threads=self._config({}).train.threads)
-        self.metrics_ = read_metrics(folder)
+        model = Predictor.load(folder, device=device, threads=self._config({}).train.threads)
+        self.folder_, self.model_, self.metrics_ = folder, model, read_metrics(folder)
 
     def __getstate__(self) -> dict[str, Any]:
         """The files of the model travel along, so that joblib can store a fitted estimator or send it to a worker."""
@@ -239,6 +209,64 @@ def _nothing() -> None:
     """Removes nothing."""
 
 
+@dataclass(frozen=True)
+class _Target:
+    """What y says: label columns by name, label names in order, and the labels in that order as y had them."""
+
+    columns: dict[str, list[Any]]
+    names: list[str]
+    classes: np.ndarray
+    multilabel: bool
+
+
+def _target(y: Any, count: int) -> _Target:
+    """y for `count` rows. Raises DataError."""
+    if y is None:
+        raise DataError("y is missing: pass a label for each row.")
+    given = _plain(y.toarray() if hasattr(y, "toarray") else y)  # the first: sparse indicators
+    if given is None:
+        raise DataError(f"y: expected one label a row, or 0/1 indicators [rows, labels]; found {y!r:.40}.")
+    # numpy would make an integer of a date in nanoseconds.
+    given = [value.tolist() if hasattr(value, "tolist") and not _is_date(value) else value for value in given]
+    given = [value[0] if isinstance(value, list | tuple) and len(value) == 1 else value for value in given]
+    if any(is_missing(value) for value in given):  # numpy would make a label 'nan' of them
+        raise DataError("y: some labels are missing. Leave those rows out.")
+    widths = {len(value) if isinstance(value, list | tuple) else None for value in given}
+    nested = any(isinstance(cell, list | tuple) for value in given if isinstance(value, list | tuple) for cell in value)
+    sets = any(isinstance(value, set | frozenset | dict) for value in given)
+    if len(widths) > 1 or widths & {0, 1} or nested or sets:
+        raise DataError(
+            "y: expected one label a row, or 0/1 indicators [rows, labels]. Lists of labels become those with "
+            "sklearn.preprocessing.MultiLabelBinarizer."
+        )
+    values = np.asarray(given)
+    if len(values) != count:
+        raise DataError(f"y has {len(values)} labels and X has {count} rows; they must be as many.")
+    if values.ndim == 2:
+        return _indicators(values, getattr(y, "columns", None))
+    try:
+        classes, numbers = np.unique(values, return_inverse=True)
+    except TypeError:
+        raise DataError("y: the labels are of kinds that have no common order. Make them all text.") from None
+    names = [str(name) for name in classes]
+    if len(set(names)) < len(names) or any(name != name.strip() or not name for name in names):
+        names = [f"class {number}" for number in range(len(names))]
+    return _Target({_LABEL: [names[number] for number in numbers]}, names, classes, multilabel=False)
+
+
+def _indicators(values: np.ndarray, named: Any) -> _Target:
+    """0/1 columns [rows, labels], `named` where y was a frame."""
+    names = [f"label_{n}" for n in range(values.shape[1])] if named is None else [str(name) for name in named]
+    classes = np.array(names, dtype=object) if named is not None else np.arange(values.shape[1])
+    columns = {name: values[:, place].tolist() for place, name in enumerate(names)}
+    return _Target(columns, names, classes, multilabel=True)
+
+
+def _is_date(value: Any) -> bool:
+    """Whether it is a date or a time span of numpy's, or an array of them."""
+    return isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "mM"
+
+
 def _column_names(X: Any) -> list[Any] | None:
     """Names of a frame's columns (Arrow tables have them elsewhere); None for anything else."""
     names = getattr(X, "column_names", None)
@@ -261,11 +289,16 @@ def _names(names: str | Sequence[str] | None) -> list[str]:
     return [] if names is None else [names] if isinstance(names, str) else list(names)
 
 
-def _plain(values: Any) -> Any:
-    """Lists of Python values from arrays, Series and Arrow columns."""
+def _plain(values: Any) -> list[Any] | None:
+    """List of Python values from arrays, Series and Arrow columns; None for what is no list of rows."""
+    if isinstance(values, np.ndarray) and values.ndim and _is_date(values):
+        return list(values) if values.ndim == 1 else [_plain(row) for row in values]
+    if isinstance(values, str | bytes | Mapping | set | frozenset):
+        return None
     for method in ("to_list", "tolist", "to_pylist"):
         if hasattr(values, method):
-            return getattr(values, method)()
+            found = getattr(values, method)()
+            return found if isinstance(found, list) else None  # an array without axes holds one value
     if hasattr(values, "to_numpy"):
-        return values.to_numpy().tolist()
-    return list(values)
+        return _plain(values.to_numpy())
+    return list(values) if isinstance(values, Iterable) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,18 @@ def nested(name: str, value: Any) -> dict[str, Any]:
         value = {part: value}
     result: dict[str, Any] = value
     return result
+
+
+def by_name(settings: Any) -> list[dict[str, Any]]:
+    """What a Python caller gives as `settings`, as nested mappings; ConfigError for what has no options by name."""
+    if settings is None:
+        return []
+    if not isinstance(settings, Mapping) or not all(isinstance(name, str) for name in settings):
+        raise ConfigError(
+            "settings: expected options by their dotted names, for example {'train.lr': 1e-4}; "
+            f"found {settings!r:.60}."
+        )
+    return [nested(name, value) for name, value in settings.items()]
 
 
 def merge(base: dict[str, Any], values: dict[str, Any], place: str, path: str = "") -> None:

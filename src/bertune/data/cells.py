@@ -1,8 +1,9 @@
 """Python values -> typed columns: JSON lines, lists of dicts, dicts of columns, pandas frames.
 
 A column gets one type from all its values, so that a file read in pieces equals the file read at once: text, whole
-numbers, numbers, booleans, or lists of one of these. Values that do not go together (3 and "three") become text, as
-JSON writes them; None stays None, and a NaN among texts is None.
+numbers, numbers, booleans, bytes, or lists of one of these. Values that do not go together (3 and "three") become text,
+as JSON writes them; None stays None, and a NaN among texts is None. Bytes go with nothing: they are not text, which is
+an error where they stand among texts, and where they are used.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from bertune.errors import DataError
 if TYPE_CHECKING:
     import polars as pl
 
-_Scalar = Literal["text", "int", "float", "bool"]
+_Scalar = Literal["text", "int", "float", "bool", "bytes"]
 _INT64 = 2**63
 
 
@@ -45,7 +46,10 @@ class Kinds:
     def dtype(self) -> pl.DataType:
         import polars as pl
 
-        inner = {"text": pl.String(), "int": pl.Int64(), "float": pl.Float64(), "bool": pl.Boolean()}[self.scalar]
+        types: dict[_Scalar, pl.DataType] = {
+            "text": pl.String(), "int": pl.Int64(), "float": pl.Float64(), "bool": pl.Boolean(), "bytes": pl.Binary(),
+        }  # fmt: skip
+        inner = types[self.scalar]
         return pl.List(inner) if self.is_list else inner
 
 
@@ -60,14 +64,16 @@ def _scalar(kinds: set[type]) -> _Scalar:
         return "int"
     if kinds in ({float}, {int, float}):
         return "float"
-    return "bool" if kinds == {bool} else "text"
+    return "bool" if kinds == {bool} else "bytes" if kinds == {bytes} else "text"
 
 
 def series(name: str, values: Sequence[Any], kinds: Kinds, place: str, *, first: int = 1) -> pl.Series:
-    """One column; `place` names the table and `first` the row of the first value in errors (invalid Unicode)."""
+    """One column; `place` names the table and `first` the row of the first value in errors (invalid Unicode, bytes)."""
     import polars as pl
 
     cells: Sequence[Any] = values
+    if kinds.scalar == "text" and bytes in kinds.values | kinds.items:
+        raise DataError(_bytes_among_others(name, values, place, first))
     if kinds.scalar == "text":
         plain = {str, type(None)}
         if kinds.is_list:
@@ -95,6 +101,14 @@ def _text(value: Any) -> str | None:
     return str(value)
 
 
+def _bytes_among_others(name: str, values: Sequence[Any], place: str, first: int) -> str:
+    row, found = next(
+        (row, item) for row, value in enumerate(values, start=first)
+        for item in (value if isinstance(value, list) else [value]) if type(item) is bytes
+    )  # fmt: skip
+    return f"{place} row {row}, column '{name}': expected text, found bytes ({found!r:.60}). Decode them first."
+
+
 def _broken_text(name: str, values: Sequence[Any], place: str, first: int) -> str:
     for row, value in enumerate(values, start=first):
         text = _text(value) or ""
@@ -120,6 +134,8 @@ def frame_of_columns(columns: Mapping[Any, Iterable[Any]], place: str) -> pl.Dat
         kinds = Kinds()
         for value in values:
             kinds.add(value)
+        if kinds.scalar == "text":
+            values = [[_said(item) for item in value] if kinds.is_list and value else _said(value) for value in values]
         made[name] = series(name, values, kinds, place)
     lengths = {name: len(column) for name, column in made.items()}
     if len(set(lengths.values())) > 1:
@@ -150,6 +166,13 @@ def frame_of_pandas(frame: Any, place: str) -> pl.DataFrame:
             raise DataError(f"{place}: '{name}' names two columns. Rename one.")
         columns[name] = [None if gone else cell for cell, gone in zip(column.tolist(), column.isna(), strict=True)]
     return frame_of_columns(columns, place)
+
+
+def _said(value: Any) -> Any:
+    """Numbers and booleans of Python among texts as labels of their own kind are written: 1 for 1.0, True for True."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value) if isinstance(value, bool) else value
 
 
 def _plain(value: Any) -> Any:

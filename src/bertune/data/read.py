@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,8 +95,8 @@ class Table:
         )
 
     def _no_column(self, name: str) -> str:
-        close = nearest(name, self.columns)
-        text = f"{listed(self.files, 3)}: no column '{name}'{close or f'; columns: {listed(self.columns)}.'}"
+        near = nearest(name, self.columns) or f"; columns: {listed(self.columns) or 'none'}."
+        text = f"{listed(self.files, 3)}: no column '{name}'{near}"
         if self.columns[:1] == ["column_1"]:
             text += " No header was found: pass --header yes if the first row is one, or --columns A,B,C."
         return text
@@ -124,6 +125,11 @@ def read_table(source: Any, options: ReadConfig | None = None, *, keep_all: bool
         row_numbers=np.concatenate([chunk.row_numbers for chunk in chunks]),
         notes=chunks[-1].notes,
     )
+
+
+def table_of(data: Any) -> Table:
+    """Data in memory as `read_table` reads it, with all of its rows, or none."""
+    return data if isinstance(data, Table) else Table(_frame(data))
 
 
 def read_chunks(
@@ -183,6 +189,7 @@ def _open(source: Any, options: ReadConfig) -> list[Reader]:
 
 def _frame(source: Any) -> pl.DataFrame:
     import polars as pl
+    from polars.exceptions import PolarsError
 
     if isinstance(source, pl.DataFrame | pl.LazyFrame):
         return plain_types(source.lazy()).collect()
@@ -193,8 +200,13 @@ def _frame(source: Any) -> pl.DataFrame:
         return frame_of_columns(source, FRAME)
     if isinstance(source, Sequence):
         return frame_of_rows(source, FRAME)
-    if hasattr(source, "__arrow_c_stream__"):
-        return plain_types(pl.DataFrame(source).lazy()).collect()
+    if hasattr(source, "__arrow_c_stream__") and not isinstance(source, pl.Series):
+        names = list(getattr(source, "column_names", ()))
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise DataError(f"{FRAME}: '{twice}' names two columns. Rename one.")
+        with suppress(PolarsError):  # a column alone, such as a Series
+            return plain_types(pl.DataFrame(source).lazy()).collect()
     raise DataError(
         f"a table cannot be read from {type(source).__name__}; expected a file name or several, a pattern, "
         "a pandas, polars or Arrow frame, a list of dicts or a dict of columns."
@@ -279,6 +291,8 @@ def _kept(frame: pl.DataFrame, file: str, marks: Mapping[str, Sequence[str]], dr
     for column, values in marks.items():
         if frame.schema[column].is_nested():
             raise ConfigError(f"--drop-label: column '{column}' of {file} holds lists, not single values.")
+        if frame.schema[column] in (pl.Binary, pl.Object):  # no text; where labels are read, that is said with its row
+            continue
         cells = frame.get_column(column).cast(pl.String)
         for value in values:
             hit = (cells == value).fill_null(False).to_numpy() & kept

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bertune.config import ReadConfig
 from bertune.errors import DataError, listed, nearest
 
 if TYPE_CHECKING:
@@ -118,15 +117,17 @@ def rows_from_python(task: Task, rows: Any) -> Rows:
     by column name. Empty texts are allowed. Anything else is a `DataError` that names the item.
     """
     columns = task.text + task.text_pair
+    if isinstance(rows, np.ndarray) and not rows.ndim:  # an array without axes holds one value
+        rows = rows.item()
     if isinstance(rows, str | bytes):
         kind = type(rows).__name__
         raise DataError(f"expected a list of rows, found one {kind}; write [{_short(rows)}] for one row.")
     if isinstance(rows, Mapping) and any(isinstance(value, str) for value in rows.values()):
         raise DataError("expected a list of rows, found one dict; write [{...}] for one row.")
     if isinstance(rows, Mapping) or hasattr(rows, "columns") or hasattr(rows, "column_names"):
-        from bertune.data.read import read_table
+        from bertune.data.read import table_of
 
-        return rows_of(task, read_table(rows, ReadConfig(), keep_all=True), allow_empty=True)
+        return rows_of(task, table_of(rows), allow_empty=True)
     if not isinstance(rows, Iterable):
         raise DataError(f"expected a list of rows, found {type(rows).__name__}.")
     cells = [_cells(task, item, f"rows[{index}]") for index, item in enumerate(rows)]

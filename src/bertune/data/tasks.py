@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Rows", "Task", "encode_labels", "infer_task", "rows_from_python", "rows_of", "sort_labels"]
 
+# What a label may be in a cell: text, numbers, booleans, dates.
+_LABEL_TYPES = (str, int, float, Decimal, date, time, timedelta, type(None))
 LabelFormat = Literal["column", "columns", "delimited", "list"]
 
 
@@ -173,6 +177,12 @@ def _task_of_cells(table: Table, data: DataConfig, columns: Columns) -> tuple[Ta
     place = f"{listed(table.files, 3)}, column '{name}'"
     if data.label_sep is not None and cells.format == "list":
         raise ConfigError(f"{place} holds lists of labels already; leave --label-sep out.")
+    vector = _length_of_vectors(table.column(name)) if cells.format == "list" else 0
+    if vector:
+        raise DataError(
+            f"{place}: every cell is a list of {vector} zeros and ones, which looks like a 0/1 vector over {vector} "
+            "labels without their names. Make a 0/1 column of each place, named as its label, or lists of label names."
+        )
     if not cells.found:
         choices = listed(table.columns, 20)
         raise DataError(f"{place}: no row has a label. Name the label column with --label; the columns are {choices}.")
@@ -230,6 +240,7 @@ def _note_of_ids(task: Task) -> list[str]:
 
 def _look_at_cells(table: Table, name: str, sep: str | None, names: list[str] | None) -> _Cells:
     cells = table.column(name)
+    _check_labels(table, name, cells)
     lists = any(isinstance(cell, list | tuple) for cell in cells)
     if lists:
         sep = None
@@ -246,6 +257,26 @@ def _look_at_cells(table: Table, name: str, sep: str | None, names: list[str] | 
         ids, base = _numbering(found, names)
     kind: LabelFormat = "list" if lists else "column" if sep is None else "delimited"
     return _Cells(kind, sep, ids, base, found, sum(not row for row in parts), notes)
+
+
+def _check_labels(table: Table, name: str, cells: list[Any]) -> None:
+    """DataError for the first cell that holds what is no label: bytes, a struct, an object of Python's."""
+    for row, cell in enumerate(cells):
+        for value in cell if isinstance(cell, list | tuple) else [cell]:
+            if not isinstance(value, _LABEL_TYPES):
+                raise DataError(
+                    f"{table.place(row)}, column '{name}': expected a label, found {type(value).__name__} "
+                    f"({value!r:.60}). Name a column of labels with --label."
+                )
+
+
+def _length_of_vectors(cells: list[Any]) -> int:
+    """The one length, at least 2, of lists that hold nothing but the numbers 0 and 1; else 0."""
+    lists = [cell for cell in cells if isinstance(cell, list | tuple)]
+    length = len(lists[0])
+    same = length > 1 and all(len(cell) == length for cell in lists)
+    flags = same and all(not isinstance(item, str) and zero_one(item) is not None for cell in lists for item in cell)
+    return length if flags else 0
 
 
 def _numbering(found: list[str], names: list[str]) -> tuple[bool, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,7 +13,7 @@ from bertune.bundle import Bundle
 from bertune.data.rows import rows_from_python
 from bertune.data.tasks import Rows, Task
 from bertune.data.tokens import Encoded, Tokenizer
-from bertune.errors import ConfigError, listed, nearest
+from bertune.errors import ConfigError, DataError, listed, nearest
 from bertune.evaluate.metrics import check_finite
 from bertune.evaluate.mix import estimated_shares
 from bertune.evaluate.rule import Rule
@@ -135,6 +136,8 @@ class Predictor:
     def with_threshold(self, threshold: float) -> Predictor:
         """The same model, giving every label from a calibrated probability of `threshold` on; ConfigError where it
         gives exactly one label a row."""
+        if not isinstance(threshold, Real):
+            raise ConfigError(f"--threshold {threshold!r:.60}: expected a number between 0 and 1.")
         if self.task.kind == "single":
             raise ConfigError(f"--threshold {threshold:g}: this model gives the likeliest label; leave it out.")
         if not 0 < threshold < 1:
@@ -143,12 +146,15 @@ class Predictor:
         return Predictor(self.bundle.model_copy(update={"decision": rule}), self.tokenizer, self.backend)
 
     def estimate_mix(self, rows: Any) -> dict[str, float]:
-        """How frequent each label is among unlabelled rows, where only that differs from the validation rows."""
+        """How frequent each label is among unlabelled rows, where only that differs from the validation rows; DataError
+        for no rows."""
         return self.estimated_mix(self.logits(rows))
 
     def estimated_mix(self, logits: np.ndarray) -> dict[str, float]:
         """The same from the logits of the rows."""
         self._check_mix()
+        if not len(logits):
+            raise DataError("label mix: there are no rows to estimate it from.")
         shares = estimated_shares(self.task.kind, self.probabilities(logits), np.array(self.rule.shares))
         return dict(zip(self.labels, shares.tolist(), strict=True))
 
@@ -159,10 +165,15 @@ class Predictor:
         frequent as they were. Sets and abstention were promised for other rows, and are left out. Raises ConfigError.
         """
         self._check_mix()
+        if not isinstance(mix, Mapping):
+            some = f"{{'{self.labels[0]}': 0.5}}"
+            raise ConfigError(f"label mix: expected shares by label, such as {some}; found {mix!r:.60}.")
         for label, share in mix.items():
             if label not in self.labels:
-                near = nearest(label, self.labels) or f"; expected {listed(self.labels)}."
+                near = nearest(str(label), self.labels) or f"; expected {listed(self.labels)}."
                 raise ConfigError(f"label mix: '{label}' is not a label of this model{near}")
+            if not isinstance(share, Real):
+                raise ConfigError(f"label mix: '{label}' has the share {share!r:.60}; shares are numbers from 0 to 1.")
             if not 0 <= share <= 1:
                 raise ConfigError(f"label mix: '{label}' has the share {share:g}; shares lie between 0 and 1.")
         if self.task.kind == "single":

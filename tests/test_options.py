@@ -121,6 +121,18 @@ def test_a_setting_of_thousands_of_brackets_is_refused() -> None:
         configured(Train(settings=["train.lr=" + "[" * 2500]), Config(), say=silent)
 
 
+@pytest.mark.parametrize("name", ["data.label_names", "data.files", "data.labels", "cache.folder", "model.name"])
+def test_no_option_takes_a_nul(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configured(Train(settings=[f'{name}="a\\0b"']), Config(), say=silent)
+    assert str(caught.value) == (
+        f"--set {name}=\"a\\0b\": '{name}' cannot be 'a\\x00b': a NUL character is in it, which no option takes; "
+        "write it without."
+    )
+    with pytest.raises(ConfigError, match=r"'data\.files' cannot be .*: a NUL"):
+        Config().updated({"data": {"files": ["a.csv", Path("a\0b")]}})
+
+
 def test_a_split_is_a_fraction_or_a_file() -> None:
     command = Train()
     command.data_valid, command.data_test = "0.2", "dev.tsv"  # type: ignore[attr-defined]

@@ -242,7 +242,10 @@ def test_an_empty_name_is_no_cache_folder_and_never_the_platforms() -> None:
 @pytest.mark.parametrize(("below", "reason"), [
     ("", ": {file} is a file; the cache is a folder. Choose another name."),
     ("/deep/er", ": {file} is a file; the cache is a folder. Choose another name."),
-    ("s" * 300, ": there can be no such name (File name too long). Choose another one."),
+    pytest.param(
+        "s" * 300, ": there can be no such name (File name too long). Choose another one.",
+        marks=pytest.mark.skipif(os.name == "nt", reason="Windows says that such a name is not there"),
+    ),
 ])  # fmt: skip
 def test_what_can_be_no_folder_is_no_cache(below: str, reason: str, tmp_path: Path) -> None:
     file = tmp_path / "file"
@@ -261,7 +264,7 @@ def test_where_the_platforms_place_can_be_no_folder_there_is_no_cache(
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     assert same(encode(tokenizer, cache_root()), encode(tokenizer, None))
-    assert "cannot be written (Not a directory); going on without it" in caplog.text
+    assert "cannot be written" in caplog.text and "going on without it" in caplog.text
     assert "damaged" not in caplog.text
 
 

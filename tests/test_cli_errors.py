@@ -277,6 +277,32 @@ def test_an_output_where_nothing_can_be_written_is_refused_before_the_work(
     )
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows says that such a name is not there")
+def test_an_output_whose_name_is_too_long_is_refused_before_the_work(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 300)
+    reason = "there can be no such name (File name too long). Choose another one."
+    for out in (long, tmp_path / "new" / long.name):
+        for command in (("train", "none.csv"), ("pretrain", "none.csv"), ("reproduce", "sun2019", "--data", tmp_path)):
+            assert only_line(call(*command, "--out", out)) == f"--out {out}: {reason}"
+        assert only_line(call("predict", "none", "none.csv", "--out", f"{out}.csv")) == f"--out {out}.csv: {reason}"
+        assert only_line(call("convert", "none", out)) == f"{out}: {reason}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_below_a_file_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("a", encoding="utf-8")
+    out = tmp_path / "one.csv" / "x"
+    assert only_line(call("convert", "none", out)) == (
+        f"{out}: {tmp_path / 'one.csv'} is a file, and nothing can be made below it. Name another folder."
+    )
+    assert only_line(call("train", "none.csv", "--out", out)) == (
+        f"--out {out}: {tmp_path / 'one.csv'} is a file; the output is a folder. Choose another name."
+    )
+    assert only_line(call("reproduce", "sun2019", "--data", tmp_path, "--out", out)) == (
+        f"--out {out}: {tmp_path / 'one.csv'} is a file, and a folder is wanted. Choose another name."
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [(b"abc", "UTF-16 stream does not start with BOM"), (b"\xff\xfea\0b", "byte 0x62 is not utf-16-le")],

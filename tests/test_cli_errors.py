@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -326,6 +328,22 @@ def test_a_run_over_data_in_memory_is_resumed_where_it_was_started(tmp_path: Pat
 
 def test_a_folder_that_is_no_result_is_said_to_be(tiny_bert: Path, table: Path) -> None:
     assert "a plain model folder" in only_line(call("predict", tiny_bert, table))
+
+
+def test_labels_that_the_model_has_no_outputs_for_are_said_before_anything_is_written(
+    trained: Path, table: Path, tmp_path: Path
+) -> None:
+    result = shutil.copytree(trained, tmp_path / "result")
+    path = result / "bertune.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["task"]["labels"].append("fungi")
+    values["decision"] = {}
+    path.write_text(json.dumps(values), encoding="utf-8")
+    assert only_line(call("predict", result, table, "--out", tmp_path / "scored.csv")) == (
+        f"{path}: 'task.labels' names 4 labels, but the model has 3 outputs; the file is damaged. "
+        "Copy the folder again."
+    )
+    assert not (tmp_path / "scored.csv").exists()
 
 
 # What is nobody's input

@@ -88,6 +88,14 @@ USAGE = {
         ["train", "x.csv", "--out", "runs/x", "--label-sep", ""],
         "--label-sep: is empty; expected TEXT, or leave the option out.",
     ),
+    "an empty mix": (
+        ["predict", "runs/x", "a.csv", "--label-mix", ""],
+        "--label-mix: is empty; expected estimate|FILE.yaml|A=P,B=P, or leave the option out.",
+    ),
+    "an empty configuration": (
+        ["train", "x.csv", "--out", "runs/x", "--config", ""],
+        "--config: is empty; expected FILE.yaml, or leave the option out.",
+    ),
     "a list on several lines": (
         ["train", "x.csv", "--out", "runs/x", "--labels", "a\nb"],
         "--labels: 'data.labels' cannot be 'a\\nb': a list a,b,c stands on one line.",

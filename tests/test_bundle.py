@@ -84,6 +84,8 @@ def test_the_card_may_be_edited(result: Path) -> None:
     ({"activation": "relu"}, "'activation': .*softmax.*damaged"),
     ({"task": {"kind": "single", "labels": ["a"], "text": ["t"], "colour": 1}}, "'colour' is not one of its fields"),
     ({"task": None}, "damaged"),
+    ({"task": [1]}, r"bertune\.json: task: expected its fields, found list\. The file is damaged"),
+    ({"decision": {"biases": [0.0]}}, r"bertune\.json: the decision rule is not one for 2 labels; the file is damaged"),
     ({"files": {"../x": "0" * 64}}, "'../x' is not the name of a file in the folder"),
     ({"files": {"x": "0"}}, "not a SHA-256"),
 ])

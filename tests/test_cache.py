@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bertune.config import Config
 from bertune.data.cache import cache_entries, cache_limit, cache_root, clear_cache, read_entry, write_entry
 from bertune.data.tasks import Rows
 from bertune.data.tokens import Encoded, Tokenizer, encode_cached
 from bertune.errors import ConfigError
+from shell import call
 
 ROWS = Rows((["the dog", "a dog runs far", "\ud800"],), (["runs", "a", "the"],))
 
@@ -218,6 +220,52 @@ def test_a_wrong_limit_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("BERTUNE_CACHE_LIMIT", "much")
     with pytest.raises(ConfigError, match="'much' is not a size"):
         cache_limit()
+
+
+def test_a_limit_larger_than_any_disk_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BERTUNE_CACHE_LIMIT", "9999999TB")
+    with pytest.raises(ConfigError, match="'9999999TB' is larger than any disk; expected bytes, or such as 500MB"):
+        cache_limit()
+    with pytest.raises(ConfigError, match=r"'cache\.limit' cannot be 4+: larger than any disk"):
+        Config().updated({"cache": {"limit": int("4" * 400)}})
+
+
+def test_an_empty_name_is_no_cache_folder_and_never_the_platforms() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config().updated({"cache": {"folder": ""}})
+    assert str(caught.value) == (
+        "options: 'cache.folder' cannot be '': name a folder, or leave it out for BERTUNE_CACHE, else the platform's "
+        "place."
+    )
+
+
+@pytest.mark.parametrize(("below", "reason"), [
+    ("", ": {file} is a file; the cache is a folder. Choose another name."),
+    ("/deep/er", ": {file} is a file; the cache is a folder. Choose another name."),
+    pytest.param(
+        "s" * 300, ": there can be no such name (File name too long). Choose another one.",
+        marks=pytest.mark.skipif(os.name == "nt", reason="Windows says that such a name is not there"),
+    ),
+])  # fmt: skip
+def test_what_can_be_no_folder_is_no_cache(below: str, reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine", encoding="utf-8")
+    for command in ("cache", "models"):
+        done = call(command, "--set", f"cache.folder={file}{below}")
+        place = f"the cache (cache.folder, else BERTUNE_CACHE) {file}{below}"
+        assert (done.code, done.err) == (2, f"Error: {place}{reason.format(file=file)}\n")
+
+
+def test_where_the_platforms_place_can_be_no_folder_there_is_no_cache(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "home").write_text("a file", encoding="utf-8")
+    monkeypatch.delenv("BERTUNE_CACHE", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    assert same(encode(tokenizer, cache_root()), encode(tokenizer, None))
+    assert "cannot be written" in caplog.text and "going on without it" in caplog.text
+    assert "damaged" not in caplog.text
 
 
 @pytest.mark.parametrize(

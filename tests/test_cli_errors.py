@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -88,6 +89,14 @@ USAGE = {
     "an empty value": (
         ["train", "x.csv", "--out", "runs/x", "--label-sep", ""],
         "--label-sep: is empty; expected TEXT, or leave the option out.",
+    ),
+    "an empty mix": (
+        ["predict", "runs/x", "a.csv", "--label-mix", ""],
+        "--label-mix: is empty; expected estimate|FILE.yaml|A=P,B=P, or leave the option out.",
+    ),
+    "an empty configuration": (
+        ["train", "x.csv", "--out", "runs/x", "--config", ""],
+        "--config: is empty; expected FILE.yaml, or leave the option out.",
     ),
     "a list on several lines": (
         ["train", "x.csv", "--out", "runs/x", "--labels", "a\nb"],
@@ -325,6 +334,32 @@ def test_an_output_where_nothing_can_be_written_is_refused_before_the_work(
     )
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows says that such a name is not there")
+def test_an_output_whose_name_is_too_long_is_refused_before_the_work(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 300)
+    reason = "there can be no such name (File name too long). Choose another one."
+    for out in (long, tmp_path / "new" / long.name):
+        for command in (("train", "none.csv"), ("pretrain", "none.csv"), ("reproduce", "sun2019", "--data", tmp_path)):
+            assert only_line(call(*command, "--out", out)) == f"--out {out}: {reason}"
+        assert only_line(call("predict", "none", "none.csv", "--out", f"{out}.csv")) == f"--out {out}.csv: {reason}"
+        assert only_line(call("convert", "none", out)) == f"{out}: {reason}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_below_a_file_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("a", encoding="utf-8")
+    out = tmp_path / "one.csv" / "x"
+    assert only_line(call("convert", "none", out)) == (
+        f"{out}: {tmp_path / 'one.csv'} is a file, and nothing can be made below it. Name another folder."
+    )
+    assert only_line(call("train", "none.csv", "--out", out)) == (
+        f"--out {out}: {tmp_path / 'one.csv'} is a file; the output is a folder. Choose another name."
+    )
+    assert only_line(call("reproduce", "sun2019", "--data", tmp_path, "--out", out)) == (
+        f"--out {out}: {tmp_path / 'one.csv'} is a file, and a folder is wanted. Choose another name."
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [(b"abc", "UTF-16 stream does not start with BOM"), (b"\xff\xfea\0b", "byte 0x62 is not utf-16-le")],
@@ -348,6 +383,22 @@ def test_a_run_over_data_in_memory_is_resumed_where_it_was_started(tmp_path: Pat
 
 def test_a_folder_that_is_no_result_is_said_to_be(tiny_bert: Path, table: Path) -> None:
     assert "a plain model folder" in only_line(call("predict", tiny_bert, table))
+
+
+def test_labels_that_the_model_has_no_outputs_for_are_said_before_anything_is_written(
+    trained: Path, table: Path, tmp_path: Path
+) -> None:
+    result = shutil.copytree(trained, tmp_path / "result")
+    path = result / "bertune.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["task"]["labels"].append("fungi")
+    values["decision"] = {}
+    path.write_text(json.dumps(values), encoding="utf-8")
+    assert only_line(call("predict", result, table, "--out", tmp_path / "scored.csv")) == (
+        f"{path}: 'task.labels' names 4 labels, but the model has 3 outputs; the file is damaged. "
+        "Copy the folder again."
+    )
+    assert not (tmp_path / "scored.csv").exists()
 
 
 # What is nobody's input

@@ -40,6 +40,11 @@ def test_a_folder_without_a_readable_configuration_says_what_it_should_hold(fold
         ({"hidden_act": "mish"}, "'hidden_act' is 'mish'; expected one of gelu,"),
         ({"hidden_size": "big"}, "'hidden_size' is 'big'; expected a value like 768"),
         ({"num_attention_heads": 0}, "'num_attention_heads' is 0; expected at least 1"),
+        (
+            {"num_attention_heads": 5},
+            r"config\.json: 'num_attention_heads' is 5, which does not divide the hidden size, \d+\.$",
+        ),
+        ({"architectures": 5}, r"config\.json: 'architectures' is 5; expected a list of names. Correct it, or take it"),
         ({"hidden_dropout_prob": 1.5}, "a dropout rate lies between 0 and 1"),
         ({"model_type": ..., "type_vocab_size": 1}, "'model_type' is missing; state it, as one of bert, roberta"),
         ({"model_type": "bret"}, "model type 'bret' is not one of bert, .*; did you mean 'bert'"),
@@ -103,6 +108,14 @@ def test_modernberts_that_cannot_be_computed_are_refused(
     tiny("modernbert").config.save_pretrained(tmp_path)
     configure(tmp_path, **changes)
     with pytest.raises(ModelError, match=message):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "electra", "modernbert", "d2l-bert"])
+def test_heads_that_do_not_divide_the_hidden_size_are_told_with_the_file(tmp_path: Path, kind: str) -> None:
+    config = {"model_type": kind, "num_attention_heads": 7, "n_heads": 7}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"config\.json: '.*heads' is 7, which does not divide the hidden size"):
         read_config(tmp_path)
 
 

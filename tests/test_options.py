@@ -15,6 +15,7 @@ from bertune.commands.options import configured, flags_of
 from bertune.commands.train import Train
 from bertune.config import Config
 from bertune.errors import ConfigError
+from bertune.settings import read_yaml
 
 
 @pytest.fixture
@@ -80,6 +81,58 @@ def test_a_file_with_a_date_that_is_none_is_not_readable(tmp_path: Path) -> None
     path.write_text("model: {revision: 2024-02-30}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=re.escape(f"{path}: not readable as YAML: day is out of range")):
         Config.load(path)
+
+
+def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("train: {lr: 0.1}\nmodel: {name: bert}\ntrain: {epochs: 2}\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        Config.load(path)
+    assert str(caught.value) == (
+        f"{path} line 3: 'train' stands there twice, first in line 1; make one of the two, or rename one."
+    )
+    path.write_text("rows: [{a: 1,\n a: 2}]", encoding="utf-8")
+    with pytest.raises(ConfigError, match="line 2: 'a' stands there twice"):
+        read_yaml(path)
+    with pytest.raises(ConfigError, match="--set train line 1: 'lr' stands there twice"):
+        configured(Train(settings=["train={lr: 1, lr: 2}"]), Config(), say=silent)
+
+
+def test_a_name_overrules_what_is_merged_and_an_anchor_may_be_used_again(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: *a\nd: [{x: 1}, {x: 2}]\n", encoding="utf-8")
+    both = {"x": 1, "y": 2}
+    assert read_yaml(path) == {"a": both, "b": {"x": 3, "y": 2}, "c": both, "d": [{"x": 1}, {"x": 2}]}
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("tasks: &t {a: {data: *t}}", " line 1: what & names here holds itself, as an *; write out what is meant."),
+    ("train: &t\n  <<: *t", " line 1: what & names here holds itself, as an *; write out what is meant."),
+    ("[" * 3000, ": brackets or levels are nested too deeply to be read; take some away."),
+])  # fmt: skip
+def test_a_file_without_an_end_or_a_bottom_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "tasks.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(path)
+    assert str(caught.value) == f"{path}{said}"
+
+
+def test_a_setting_of_thousands_of_brackets_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^--set train\.lr: brackets or levels are nested too deeply"):
+        configured(Train(settings=["train.lr=" + "[" * 2500]), Config(), say=silent)
+
+
+@pytest.mark.parametrize("name", ["data.label_names", "data.files", "data.labels", "cache.folder", "model.name"])
+def test_no_option_takes_a_nul(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configured(Train(settings=[f'{name}="a\\0b"']), Config(), say=silent)
+    assert str(caught.value) == (
+        f"--set {name}=\"a\\0b\": '{name}' cannot be 'a\\x00b': a NUL character is in it, which no option takes; "
+        "write it without."
+    )
+    with pytest.raises(ConfigError, match=r"'data\.files' cannot be .*: a NUL"):
+        Config().updated({"data": {"files": ["a.csv", Path("a\0b")]}})
 
 
 def test_a_split_is_a_fraction_or_a_file() -> None:

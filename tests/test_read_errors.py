@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import re
 import zipfile
 from collections.abc import Callable
@@ -119,6 +120,18 @@ def test_a_file_that_is_not_there_is_an_error_with_the_nearest_name(tmp_path: Pa
     assert_fails(str(tmp_path / "*.tsv"), "*.tsv: no file matches this pattern.")
     assert_fails(tmp_path, "is a folder; it holds train.csv. Name a file, or a pattern such as .../*.csv.")
     assert_fails(f"{tmp_path}!trian.csv", "the folder has no file 'trian.csv'; did you mean 'train.csv'?")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+def test_a_pipe_or_a_device_is_no_file_to_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.csv")
+    for name in (str(tmp_path / "rows.csv"), os.devnull):
+        with pytest.raises(DataError) as caught:
+            sources.find_sources(name)
+        assert str(caught.value) == (
+            f"{name}: is a pipe or a device, and a file is read more than once. Write it to a file first, and name "
+            "that."
+        )
 
 
 def test_a_missing_label_column_is_left_to_those_who_need_it(tmp_path: Path) -> None:

@@ -145,8 +145,9 @@ class Bundle(BaseModel):
             return cls.model_validate({**values, "task": Task.from_dict(values.get("task") or {})})
         except ValidationError as error:
             first = error.errors()[0]
-            place, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-            raise ModelError(f"{path}: '{place}': {reason}; the file is damaged. Copy the folder again.") from None
+            inner, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+            place = f"{path}: '{inner}'" if inner else f"{path}"  # of fields that do not go together no one is named
+            raise ModelError(f"{place}: {reason}; the file is damaged. Copy the folder again.") from None
         except (ConfigError, TypeError) as error:
             raise ModelError(f"{path}: {error} The file is damaged; copy the folder again.") from None
 

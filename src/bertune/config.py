@@ -124,6 +124,13 @@ class CacheConfig(Section):
         None, description="Most that the cache takes, such as 20GB; 0 switches it off. By default BERTUNE_CACHE_LIMIT."
     )
 
+    @field_validator("folder")
+    @classmethod
+    def _named(cls, value: str | None) -> str | None:
+        if value == "":
+            raise ValueError("name a folder, or leave it out for BERTUNE_CACHE, else the platform's place")
+        return value
+
     @field_validator("limit", mode="before")
     @classmethod
     def _size(cls, value: object) -> object:

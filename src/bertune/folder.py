@@ -18,6 +18,7 @@ from typing import Any
 from bertune.data.sources import local_files
 from bertune.errors import ConfigError, ModelError, listed
 from bertune.files import TEMPORARY, sync
+from bertune.paths import standing
 
 BUNDLE_FILE = "bertune.json"
 RUN_FOLDER = "run"
@@ -50,7 +51,7 @@ def check_output(out: Path, *, resume: bool = False, overwrite: bool = False, by
     command, which goes on with nothing that another one began."""
     if resume and overwrite:
         raise ConfigError("--resume goes on with a run and --overwrite throws it away; pass one of them.")
-    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    existing = standing(out, f"--out {out}")
     if not existing.is_dir():
         raise ConfigError(f"--out {out}: {existing} is a file; the output is a folder. Choose another name.")
     if not os.access(existing, os.W_OK | os.X_OK):

@@ -106,9 +106,7 @@ class MultiConfig:
     def load(cls, path: str | Path) -> MultiConfig:
         """Read a YAML file; errors are `ConfigError` with the file and the option."""
         holds = f"sections {', '.join(SHARED)} and tasks"
-        values = read_yaml(path, what="file of tasks", holds=holds)
-        _refuse_twice(Path(path))
-        return cls.parse(values, place=str(path))
+        return cls.parse(read_yaml(path, what="file of tasks", holds=holds), place=str(path))
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, place: str = "tasks") -> MultiConfig:
@@ -211,23 +209,3 @@ def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     for name, value in values.items():
         found |= _flat(value, f"{path}{name}.") if isinstance(value, Mapping) and value else {f"{path}{name}": value}
     return found
-
-
-def _refuse_twice(path: Path) -> None:
-    """ConfigError for a name that stands twice in one mapping, of which YAML would keep the last in silence."""
-    import yaml
-
-    def look(node: Any) -> None:
-        if not isinstance(node, yaml.MappingNode):
-            return
-        seen = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise ConfigError(
-                    f"{path} line {key.start_mark.line + 1}: '{key.value}' stands there twice; give one of them "
-                    "another name."
-                )
-            seen.add(key.value)
-            look(value)
-
-    look(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))

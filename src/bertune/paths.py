@@ -12,22 +12,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from bertune.errors import ConfigError
 from bertune.files import write_json
 
 ENTRY = "meta.json"  # in every folder that data/cache.py counts as an entry of the cache
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_MOST = 2**63  # bytes that a file system can count
 
 
 @contextlib.contextmanager
 def cache_settings(folder: str | None, limit: str | None) -> Iterator[None]:
     """`cache.folder` and `cache.limit` of a configuration over what the environment says, for as long as this lasts.
 
-    They are put into the environment, so that processes started meanwhile agree.
+    They are put into the environment, so that processes started meanwhile agree. ConfigError where there can be no such
+    folder.
     """
     chosen = {"BERTUNE_CACHE": folder, "BERTUNE_CACHE_LIMIT": limit}
     before = {name: os.environ.get(name) for name in chosen}
     os.environ.update({name: value for name, value in chosen.items() if value is not None})
     try:
+        cache_root()  # before any work
         yield
     finally:
         for name, value in before.items():
@@ -42,7 +46,10 @@ def size_in_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
     if match is None:
         raise ValueError("not a size; expected bytes, or such as 500MB or 20GB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    size = float(match[1]) * _UNITS[match[2].upper()]
+    if size > _MOST:
+        raise ValueError("larger than any disk; expected bytes, or such as 500MB or 20GB")
+    return int(size)
 
 
 def expanded(path: str | Path) -> Path:
@@ -53,11 +60,42 @@ def expanded(path: str | Path) -> Path:
         return Path(path)
 
 
+def standing(path: Path, place: str) -> Path:
+    """The nearest of `path` and the folders above it that is there, absolute.
+
+    ConfigError, which begins with `place`, where the system takes no such name: it is too long.
+    """
+    path = path.absolute()
+    try:
+        found = next(part for part in (path, *path.parents) if _is_there(part))
+        for name in path.relative_to(found).parts:
+            _is_there(found / name)
+    except OSError as error:
+        raise ConfigError(f"{place}: there can be no such name ({error.strerror}). Choose another one.") from None
+    return found
+
+
+def _is_there(path: Path) -> bool:
+    """OSError where there can be no such path."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return False
+    return True
+
+
 def cache_root() -> Path:
-    """The cache folder: BERTUNE_CACHE where it is set, else the platform's own place. It need not exist yet."""
+    """The cache folder: BERTUNE_CACHE where it is set, else the platform's own place. It need not exist yet.
+
+    ConfigError where BERTUNE_CACHE names what can be no folder.
+    """
     chosen = os.environ.get("BERTUNE_CACHE")
     if chosen:
-        return expanded(chosen)
+        root, place = expanded(chosen), f"the cache (cache.folder, else BERTUNE_CACHE) {chosen}"
+        found = standing(root, place)
+        if not found.is_dir():
+            raise ConfigError(f"{place}: {found} is a file; the cache is a folder. Choose another name.")
+        return root
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
         return (Path(local) if local else Path.home() / "AppData" / "Local") / "bertune" / "cache"

@@ -48,3 +48,11 @@ class Section(BaseModel):
         if any(isinstance(item, bool) for item in values):
             raise ValueError("unquoted yes, no, on and off are true and false in YAML; put them in quotes")
         return [str(item) if isinstance(item, int | PathLike) else item for item in values]
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _without_nul(cls, value: object) -> object:
+        """No path can hold a NUL, and no cell that is read does."""
+        if any("\0" in str(item) for item in (value if isinstance(value, list | tuple) else [value])):
+            raise ValueError("a NUL character is in it, which no option takes; write it without")
+        return value

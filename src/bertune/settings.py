@@ -20,7 +20,7 @@ def read_yaml(
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = _read(Path(path).read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such {what}.") from None
     except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or a date such as 2024-02-30
@@ -40,12 +40,57 @@ def parse_setting(setting: str) -> dict[str, Any]:
     if not equals or not key.strip():
         raise ConfigError(f"--set {setting}: expected section.option=value, for example train.lr=1e-4.")
     try:
-        value = text if text in {*"|->#?,:"} else yaml.safe_load(text)
+        value = text if text in {*"|->#?,:"} else _read(text, f"--set {key.strip()}")
     except (yaml.YAMLError, ValueError):
         value = text
     if isinstance(value, date):  # no option is a date, but a name may look like one
         value = text
     return nested(key.strip(), value)
+
+
+def _read(text: str, place: str) -> Any:
+    """What YAML text holds; YAMLError or ValueError where it is none.
+
+    ConfigError, which begins with `place`, for what YAML takes and nothing here can use: a name twice in one mapping,
+    of which the last would count in silence, an alias inside what it stands for, and thousands of brackets.
+    """
+    import yaml
+
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        _check_names(node, place, above=(), seen=set())
+        return None if node is None else loader.construct_document(node)
+    except RecursionError:
+        raise ConfigError(f"{place}: brackets or levels are nested too deeply to be read; take some away.") from None
+    finally:
+        loader.dispose()
+
+
+def _check_names(node: Any, place: str, *, above: tuple[int, ...], seen: set[int]) -> None:
+    """ConfigError for a name that stands twice in a mapping, and for a node below itself. above, seen: the `id` of the
+    nodes above this one, and of those that have been looked at."""
+    import yaml
+
+    if id(node) in above:
+        line = node.start_mark.line + 1
+        raise ConfigError(f"{place} line {line}: what & names here holds itself, as an *; write out what is meant.")
+    if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+        return
+    seen.add(id(node))
+    lines: dict[str, int] = {}
+    for entry in node.value:
+        key, value = entry if isinstance(node, yaml.MappingNode) else (None, entry)
+        # Of what `<<` merges, a name that stands here itself overrules the other, as it should.
+        if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise ConfigError(
+                    f"{place} line {line}: '{key.value}' stands there twice, first in line {lines[key.value]}; make "
+                    "one of the two, or rename one."
+                )
+            lines[key.value] = line
+        _check_names(value, place, above=(*above, id(node)), seen=seen)
 
 
 def nested(name: str, value: Any) -> dict[str, Any]:

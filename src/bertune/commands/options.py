@@ -184,6 +184,8 @@ def configured(command: Configured, base: Config, *, keys: Iterable[str] | None 
     """
     wanted = None if keys is None else set(keys)
     config = base
+    if command.config == "":
+        raise ConfigError("--config: is empty; expected FILE.yaml, or leave the option out.")
     if command.config is not None:
         values = read_yaml(command.config)
         config.updated(values, place=command.config)  # the whole file has to be right

@@ -12,6 +12,7 @@ from typing import Any
 from bertune.data.sources import local_files
 from bertune.errors import ConfigError
 from bertune.files import to_json
+from bertune.paths import standing
 
 
 def print_json(value: Any) -> None:
@@ -32,6 +33,7 @@ def check_target(out: str, *, overwrite: bool, inputs: Iterable[str], option: st
     option: what named it.
     """
     path = Path(out)
+    standing(path, f"{option} {out}")
     if path.is_dir():
         raise ConfigError(f"{option} {out}: is a folder; name a file in it.")
     if not path.parent.is_dir():

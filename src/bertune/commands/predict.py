@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # --drop-label is not among them: no row is left out.
 KEYS = (*(key for key in READING if key != "data.drop_label"), "data.text", "data.text_pair", *MACHINE)
+MIX = "estimate|FILE.yaml|A=P,B=P"  # what --label-mix takes
 
 
 @with_flags(*flags_of(KEYS, SEED), base=DEFAULTS)
@@ -73,7 +74,7 @@ class Predict(Configured):
     label_mix: Annotated[
         str | None,
         typer.Option(
-            metavar="estimate|FILE.yaml|A=P,B=P",
+            metavar=MIX,
             help="How frequent labels are among these rows, where not as in training; or estimate it from them.",
         ),
     ] = None
@@ -86,6 +87,8 @@ class Predict(Configured):
     def run(self) -> None:
         display = start_display(quiet=self.quiet)
         config = configured(self, DEFAULTS, keys=KEYS, say=display.say)
+        if self.label_mix == "":
+            raise ConfigError(f"--label-mix: is empty; expected {MIX}, or leave the option out.")
         tasks = joint_tasks(self.folder)
         if self.task is not None:
             self.folder = folder_of_task(self.folder, self.task, tasks)

@@ -12,6 +12,7 @@ from bertune.commands.options import SECTIONS, Configured, configured, flags_of,
 from bertune.commands.output import print_json
 from bertune.config import Config
 from bertune.errors import ConfigError, listed, nearest
+from bertune.paths import cache_settings, standing
 from bertune.progress import start_display
 
 KEYS = tuple(f"{section}.{name}" for section in ("model", "train", "cache") for name in SECTIONS[section].model_fields)
@@ -63,7 +64,6 @@ class Reproduce(Configured):
         out = Path(self.out)
         _check_out(out)
 
-        from bertune.paths import cache_settings
         from bertune.reproduce.run import make_cells
         from bertune.reproduce.tables import markdown, results
 
@@ -90,8 +90,9 @@ class Reproduce(Configured):
 
 def _check_out(out: Path) -> None:
     """Raise ConfigError for a folder that something else lies in: it is not for a reproduction to write into."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out}: is a file, and a folder is wanted. Choose another name.")
+    there = standing(out, f"--out {out}")
+    if not there.is_dir():
+        raise ConfigError(f"--out {out}: {there} is a file, and a folder is wanted. Choose another name.")
     found = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     if found and not {"cells", "data"} & set(found):
         raise ConfigError(

@@ -93,7 +93,7 @@ def read_entry(root: Path, kind: str, key: str) -> tuple[dict[str, np.ndarray], 
                 raise ValueError(f"{name} is not as it was written")
         arrays = {name.removesuffix(".npy"): np.load(folder / name, mmap_mode="r") for name in meta["files"]}
         values = dict(meta["values"])
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         if folder.is_dir():
             _report_damage(folder, error)
         return None

@@ -155,6 +155,11 @@ def find_sources(path: str | Path) -> list[Source]:
             return [_in_zip(name, local, None) if local.suffix.lower() == ".zip" else Source(name, str(local))]
         if local.is_dir():
             return [_in_folder(name, local, None)]
+        if local.exists():
+            raise DataError(
+                f"{name}: is a pipe or a device, and a file is read more than once. Write it to a file first, and name "
+                "that."
+            )
         outer, mark, inner = name.rpartition("!")
         base = expanded(outer)
         if mark and inner and base.is_dir():

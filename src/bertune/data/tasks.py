@@ -83,6 +83,8 @@ class Task:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Task:
         """The task that `to_dict` wrote; an unknown, missing or mistyped field is a `ConfigError`."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"task: expected its fields, found {type(values).__name__}.")
         known = [field.name for field in fields(cls)]
         for key in values:
             if key not in known:

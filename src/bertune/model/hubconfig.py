@@ -38,6 +38,9 @@ def read_source(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: not readable as JSON: {error}. Fetch the file again.") from None
     if not isinstance(raw, dict):
         raise ModelError(f"{path}: expected an object of settings, found {type(raw).__name__}.")
+    names = raw.get("architectures")
+    if names is not None and not isinstance(names, list):
+        raise ModelError(f"{path}: 'architectures' is {names!r}; expected a list of names. Correct it, or take it out.")
     return raw
 
 
@@ -145,6 +148,13 @@ class _Fields:
     def size(self, *names: str, default: int) -> int:
         return self.get(*names, default=default, least=1)
 
+    def heads(self, *names: str, default: int, hidden: int) -> int:
+        """Attention heads, which share `hidden` evenly."""
+        value = self.size(*names, default=default)
+        if hidden % value:
+            raise ModelError(f"{self.place}: '{names[0]}' is {value}, which does not divide the hidden size, {hidden}.")
+        return value
+
     def rate(self, *names: str, default: float) -> float:
         value = self.get(*names, default=default, least=0)
         if value >= 1:
@@ -177,7 +187,7 @@ def _bert(fields: _Fields, arch: Any) -> EncoderConfig:
         vocab_size=fields.size("vocab_size", default=30522 if fields.raw.get("model_type") != "roberta" else 50265),
         hidden=hidden,
         layers=fields.size("num_hidden_layers", default=12),
-        heads=fields.size("num_attention_heads", default=4 if small else 12),
+        heads=fields.heads("num_attention_heads", default=4 if small else 12, hidden=hidden),
         ffn=fields.size("intermediate_size", default=1024 if small else 3072),
         max_positions=fields.size("max_position_embeddings", default=512),
         type_vocab=fields.size("type_vocab_size", default=2),
@@ -194,12 +204,13 @@ def _bert(fields: _Fields, arch: Any) -> EncoderConfig:
 
 
 def _distilbert(fields: _Fields) -> EncoderConfig:
+    hidden = fields.size("dim", "hidden_size", default=768)
     return EncoderConfig(
         arch="distilbert",
         vocab_size=fields.size("vocab_size", default=30522),
-        hidden=fields.size("dim", "hidden_size", default=768),
+        hidden=hidden,
         layers=fields.size("n_layers", "num_hidden_layers", default=6),
-        heads=fields.size("n_heads", "num_attention_heads", default=12),
+        heads=fields.heads("n_heads", "num_attention_heads", default=12, hidden=hidden),
         ffn=fields.size("hidden_dim", "intermediate_size", default=3072),
         max_positions=fields.size("max_position_embeddings", default=512),
         norm_eps=1e-12,
@@ -213,7 +224,7 @@ def _distilbert(fields: _Fields) -> EncoderConfig:
 
 
 def _modernbert(fields: _Fields) -> EncoderConfig:
-    layers = fields.size("num_hidden_layers", default=22)
+    layers, hidden = fields.size("num_hidden_layers", default=22), fields.size("hidden_size", default=768)
     pooling = fields.get("classifier_pooling", default="cls")
     if pooling not in ("cls", "mean"):
         raise ModelError(f"{fields.place}: 'classifier_pooling' is '{pooling}'; expected one of cls, mean.")
@@ -222,9 +233,9 @@ def _modernbert(fields: _Fields) -> EncoderConfig:
     return EncoderConfig(
         arch="modernbert",
         vocab_size=fields.size("vocab_size", default=50368),
-        hidden=fields.size("hidden_size", default=768),
+        hidden=hidden,
         layers=layers,
-        heads=fields.size("num_attention_heads", default=12),
+        heads=fields.heads("num_attention_heads", default=12, hidden=hidden),
         ffn=fields.size("intermediate_size", default=1152),
         max_positions=fields.size("max_position_embeddings", default=8192),
         norm_eps=fields.get("norm_eps", "layer_norm_eps", default=1e-5, least=0),
@@ -276,12 +287,13 @@ def _ropes(fields: _Fields) -> tuple[float, float]:
 
 def _d2l(fields: _Fields) -> EncoderConfig:
     """The book's encoder: no norm and no dropout after the embeddings, and ReLU; see model/d2l.py."""
+    hidden = fields.size("hidden_size", default=256)
     return EncoderConfig(
         arch="d2l",
         vocab_size=fields.size("vocab_size", default=60005),
-        hidden=fields.size("hidden_size", default=256),
+        hidden=hidden,
         layers=fields.size("num_hidden_layers", default=2),
-        heads=fields.size("num_attention_heads", default=4),
+        heads=fields.heads("num_attention_heads", default=4, hidden=hidden),
         ffn=fields.size("intermediate_size", default=512),
         max_positions=fields.size("max_position_embeddings", default=512),
         type_vocab=fields.size("type_vocab_size", default=2),

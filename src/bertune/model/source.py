@@ -18,7 +18,7 @@ from bertune.hub import CONFIG, D2L_FILES, TOKENIZER_FILES, WEIGHT_NAMES, Source
 from bertune.model.archive import Archive, open_archive
 from bertune.model.d2l import config_of, read_published
 from bertune.model.weights import SAFETENSORS, read_weights, write_weights
-from bertune.paths import ENTRY, cache_entry, cached_digest, mark_used
+from bertune.paths import ENTRY, cache_entry, cached_digest, mark_used, standing
 
 _FORMAT = 1  # of converted folders in the cache; raised when they would be written differently
 _KEPT = (*TOKENIZER_FILES, "LICENSE", "LICENSE.txt")
@@ -55,7 +55,7 @@ def convert(
 
     The folder holds config.json, model.safetensors and the tokenizer's files; it appears whole or not at all. heads:
     number of attention heads of a published archive of the book, where it is not the usual one.
-    Raises ModelError; an existing `out` is one, unless `overwrite`.
+    Raises InputError; an existing `out` is one, unless `overwrite`.
     """
     out = Path(out)
     _check_target(out, overwrite)
@@ -112,7 +112,10 @@ def _temporary_folder(out: Path) -> Iterator[Path]:
 
 
 def _check_target(out: Path, overwrite: bool) -> None:
-    if not out.exists():
+    there = standing(out, str(out))
+    if there != out.absolute():
+        if not there.is_dir():
+            raise ModelError(f"{out}: {there} is a file, and nothing can be made below it. Name another folder.")
         return
     if not overwrite:
         raise ModelError(f"{out} exists already. Name another folder, or pass --overwrite.")

@@ -13,10 +13,11 @@ from bertune.bundle import Bundle
 from bertune.data.rows import rows_from_python
 from bertune.data.tasks import Rows, Task
 from bertune.data.tokens import Encoded, Tokenizer
-from bertune.errors import ConfigError, DataError, listed, nearest
+from bertune.errors import ConfigError, DataError, ModelError, listed, nearest
 from bertune.evaluate.metrics import check_finite
 from bertune.evaluate.mix import estimated_shares
 from bertune.evaluate.rule import Rule
+from bertune.folder import BUNDLE_FILE
 
 if TYPE_CHECKING:
     from bertune.data.read import Table
@@ -56,6 +57,12 @@ class Predictor:
         folder = Path(folder)
         how: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
         backend = EnsembleBackend(folder, bundle, **how) if bundle.members else TorchBackend(folder, **how)
+        outputs = backend.model.head.config.num_labels
+        if outputs != len(bundle.task.labels):
+            raise ModelError(
+                f"{folder / BUNDLE_FILE}: 'task.labels' names {len(bundle.task.labels)} labels, but the model has "
+                f"{outputs} outputs; the file is damaged. Copy the folder again."
+            )
         return cls(bundle, Tokenizer.load(folder), backend)
 
     @property

@@ -293,6 +293,9 @@ def test_an_output_is_no_file_that_is_read_in_any_role(
     mix.write_text("{animals: 0.5, plants: 0.25, tools: 0.25}", encoding="utf-8")
     done = call("predict", trained, table, "--label-mix", mix, "--out", mix, "--overwrite", "--output-format", "csv")
     assert only_line(done) == f"--out {mix}: is the file that is read; choose another name."
+    shares = "animals=0.5,plants=0.25,tools=0.25"
+    done = call("predict", trained, table, "--label-mix", shares, "--out", mix, "--overwrite", "--output-format", "csv")
+    assert done.code == 0 and mix.read_text(encoding="utf-8").startswith("text,")  # shares are no file
 
 
 @pytest.mark.skipif(os.name == "nt", reason="has no named pipes in folders")

@@ -98,8 +98,8 @@ class Predict(Configured):
         piped = self.files == ["-"]
         as_lines = piped and config.data.format in ("auto", "text") and config.data.layout == "auto"
         form = self.form(as_lines)
-        mix = [self.label_mix] if self.label_mix not in (None, "estimate") else []
-        inputs = [*self.files, *mix]
+        mix = self.label_mix
+        inputs = [*self.files, mix] if mix is not None and Path(mix).is_file() else self.files
         target = None if self.out is None else check_target(self.out, overwrite=self.overwrite, inputs=inputs)
         task = trained_task(self.folder)
         with ExitStack() as stack:

@@ -15,7 +15,7 @@ from bertune.dataconfig import DataConfig, ReadConfig
 from bertune.errors import ConfigError
 from bertune.modelconfig import ModelConfig
 from bertune.paths import size_in_bytes
-from bertune.pretrainconfig import PretrainConfig
+from bertune.pretrainconfig import WITHIN_TASK, PretrainConfig
 from bertune.sections import Section, flag
 from bertune.settings import merge, read_yaml, sentence
 from bertune.trainconfig import TrainConfig
@@ -165,6 +165,12 @@ class Config(Section):
             return Config.model_validate(merged)
         except ValidationError as error:
             raise ConfigError(sentence(error, place)) from None
+
+    def read_files(self) -> list[str]:
+        """The names of all files that a run reads, its model aside."""
+        data, texts = self.data, [name for name in self.pretrain.on if name != WITHIN_TASK]
+        named = (*data.files, data.valid, data.test, data.label_names, data.plan, *texts)
+        return [name for name in named if isinstance(name, str)]
 
     def record(self) -> dict[str, Any]:
         """The sections that a result depends on, as plain values."""

@@ -121,11 +121,6 @@ class DataConfig(ReadConfig):
         json_schema_extra=flag("--group", group="Data", metavar="COLUMN"),
     )
 
-    def read_files(self) -> list[str]:
-        """The names of all files that it reads."""
-        named = (*self.files, self.valid, self.test, self.label_names, self.plan)
-        return [name for name in named if isinstance(name, str)]
-
     @field_validator("fold")
     @classmethod
     def _fold_of_folds(cls, value: str | None) -> str | None:

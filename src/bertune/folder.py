@@ -46,9 +46,12 @@ def checked_names(files: Mapping[str, str]) -> Mapping[str, str]:
     return files
 
 
-def check_output(out: Path, *, resume: bool = False, overwrite: bool = False, by: str = "train") -> None:
+def check_output(
+    out: Path, *, resume: bool = False, overwrite: bool = False, by: str = "train", inputs: Iterable[str] = ()
+) -> None:
     """Raise the ConfigError that `prepare_output` would raise, and change nothing: for before the long work. by: the
-    command, which goes on with nothing that another one began."""
+    command, which goes on with nothing that another one began; inputs: files that are read, which must not lie in
+    `out` where `overwrite` deletes run/ with all that is in it."""
     if resume and overwrite:
         raise ConfigError("--resume goes on with a run and --overwrite throws it away; pass one of them.")
     existing = standing(out, f"--out {out}")
@@ -83,6 +86,9 @@ def check_output(out: Path, *, resume: bool = False, overwrite: bool = False, by
             f"--overwrite: {out} also holds {listed(foreign, 5)}, which bertune did not write and will not delete. "
             "Move that away, or choose another --out."
         )
+    for path in (path for name in inputs if overwrite for path in local_files(name)):
+        if out.resolve() in path.resolve().parents:
+            raise ConfigError(f"--overwrite: {path} lies in --out {out} and would be deleted. Move it first.")
 
 
 def prepare_output(out: Path, *, resume: bool = False, overwrite: bool = False, by: str = "train") -> None:
@@ -147,17 +153,8 @@ def read_record(path: Path, *names: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise ModelError(f"{path}: missing. Copy the folder again, or train anew with --overwrite.") from None
     except (OSError, ValueError, TypeError) as error:
-        raise ModelError(
-            f"{path}: damaged, {error}. Copy the folder again, or train anew with --overwrite."
-        ) from None
+        raise ModelError(f"{path}: damaged, {error}. Copy the folder again, or train anew with --overwrite.") from None
     return found
-
-
-def check_inputs_stay(out: Path, inputs: Iterable[str]) -> None:
-    """Raise ConfigError where an input lies in `out`, whose run/ --overwrite deletes with all that is in it."""
-    for path in (path for name in inputs for path in local_files(name)):
-        if out.resolve() in path.resolve().parents:
-            raise ConfigError(f"--overwrite: {path} lies in --out {out} and would be deleted. Move it first.")
 
 
 def what_it_is(folder: Path) -> str:

@@ -64,7 +64,7 @@ class Check(Configured):
         if self.queue is not None and config.check.label_errors == "none":
             raise ConfigError("--queue: lists doubted labels; --label-errors none doubts none. Leave one of them out.")
         targets = {
-            name: check_target(out, overwrite=self.overwrite, inputs=config.data.read_files(), option=f"--{name}")
+            name: check_target(out, overwrite=self.overwrite, inputs=config.read_files(), option=f"--{name}")
             for name, out in (("fix", self.fix), ("queue", self.queue), ("page", self.page)) if out is not None
         }  # fmt: skip
         if len({path.resolve() for path in targets.values()}) < len(targets):

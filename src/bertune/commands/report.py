@@ -45,7 +45,7 @@ class Report(Configured):
 
     def run(self) -> None:
         config, display = begin(self, tuple(f"data.{name}" for name in FILES))
-        inputs = config.data.read_files()
+        inputs = config.read_files()
         target = None if self.out is None else check_target(self.out, overwrite=self.overwrite, inputs=inputs)
 
         if self.explain < 0:

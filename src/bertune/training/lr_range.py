@@ -17,7 +17,7 @@ from bertune.config import Config, TrainConfig
 from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError, Interrupted
 from bertune.files import disk_full, write_json
-from bertune.folder import check_inputs_stay, check_output, prepare_output
+from bertune.folder import check_output, prepare_output
 from bertune.model.load import read_config
 from bertune.model.machine import choose_machine
 from bertune.model.source import open_source
@@ -74,9 +74,7 @@ def lr_range(
         )
     default = TrainConfig()
     config = config.updated({"train": {name: getattr(default, name) for name in IDLE}})
-    check_output(out, overwrite=overwrite, by="lr")
-    if overwrite:
-        check_inputs_stay(out, config.data.read_files())
+    check_output(out, overwrite=overwrite, by="lr", inputs=config.read_files())
     with cache_settings(config.cache.folder, config.cache.limit):
         fit = _opened(config, out, lowest * (highest / lowest) ** (np.arange(steps) / (steps - 1)), source, listener)
         prepare_output(out, overwrite=overwrite, by="lr")

@@ -21,7 +21,7 @@ from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError, DataError, TrainingError, listed
 from bertune.evaluate.metrics import check_metric
 from bertune.files import disk_full, write_atomic, write_json
-from bertune.folder import MULTITASK, check_inputs_stay, check_output, prepare_output, read_record
+from bertune.folder import MULTITASK, check_output, prepare_output, read_record
 from bertune.hub import Source
 from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import EncoderConfig
@@ -92,9 +92,8 @@ def _run(
     unknown = [name for name in sources if name not in config.names]
     if unknown:
         raise ConfigError(f"data is given for '{unknown[0]}', which is no task; tasks: {listed(config.names)}.")
-    check_output(out, resume=resume, overwrite=overwrite, by="multitask")
-    if overwrite:
-        check_inputs_stay(out, [file for name in config.names for file in config.task(name).data.read_files()])
+    inputs = [file for name in config.names for file in config.task(name).read_files()]
+    check_output(out, resume=resume, overwrite=overwrite, by="multitask", inputs=inputs)
     if resume and is_joint(out):
         other = _changes(config, out)
         if (out / "run" / "metrics.json").is_file():

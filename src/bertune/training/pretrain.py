@@ -19,7 +19,7 @@ from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError, DataError, TrainingError, listed
 from bertune.evaluate.curves import plot_pretraining
 from bertune.files import disk_full, write_atomic, write_json
-from bertune.folder import PRETRAINED, check_inputs_stay, check_output, prepare_output, read_record
+from bertune.folder import PRETRAINED, check_output, prepare_output, read_record
 from bertune.hub import Source
 from bertune.model.hubconfig import read_config, read_source
 from bertune.model.lowrank import is_adapter
@@ -84,9 +84,7 @@ def pretrain(
         raise ConfigError(f"{others[0]}: has no effect on a pre-training; its options are in the section pretrain.")
     check_options(config)
     with cache_settings(config.cache.folder, config.cache.limit):
-        check_output(out, resume=resume, overwrite=overwrite, by="pretrain")
-        if overwrite:
-            check_inputs_stay(out, config.data.read_files())
+        check_output(out, resume=resume, overwrite=overwrite, by="pretrain", inputs=config.read_files())
         if resume and is_pretrained(out):
             listener.say(f"{out} holds a complete pre-training already; nothing to do.")
             record = out / "run" / "config.yaml"

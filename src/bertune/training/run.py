@@ -20,13 +20,12 @@ from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError, Interrupted, TrainingError, listed
 from bertune.evaluate.metrics import check_metric, evaluate, metric_value
 from bertune.files import disk_full, to_json, write_atomic, write_json
-from bertune.folder import check_inputs_stay, check_output, prepare_output, read_record
+from bertune.folder import check_output, prepare_output, read_record
 from bertune.model.encoder import EncoderConfig
 from bertune.model.load import read_config
 from bertune.model.machine import Machine, check_device, check_kernels, choose_machine
 from bertune.model.source import open_source
 from bertune.paths import cache_settings
-from bertune.pretrainconfig import WITHIN_TASK
 from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
 from bertune.training.check import check_used
@@ -83,10 +82,7 @@ def _run(
     from bertune.training.pretrain import begin_stage, pretrain_stage  # which goes by parts of this file
 
     say = listener.say
-    check_output(out, resume=resume, overwrite=overwrite)
-    if overwrite:
-        unlabelled = (name for name in config.pretrain.on if name != WITHIN_TASK)
-        check_inputs_stay(out, [*config.data.read_files(), *unlabelled])
+    check_output(out, resume=resume, overwrite=overwrite, inputs=config.read_files())
     if resume and is_complete(out):
         config, _ = settle_auto(config, out, resume=True, choose=lambda: (config, {}))
         return complete(out, config, say)

@@ -9,7 +9,7 @@ from typing import Any
 
 from bertune.config import Config
 from bertune.errors import ConfigError
-from bertune.folder import check_inputs_stay, check_output, prepare_output
+from bertune.folder import check_output, prepare_output
 from bertune.training.checkup import UNCHECKED
 from bertune.training.listen import Listener
 from bertune.training.run import Result, run
@@ -23,9 +23,7 @@ def run_each(
 
     The first looks the data over and finds what is wrong with the input; only then an earlier result in `out` leaves.
     """
-    check_output(out, resume=resume, overwrite=overwrite)
-    if overwrite:
-        check_inputs_stay(out, config.data.read_files())
+    check_output(out, resume=resume, overwrite=overwrite, inputs=config.read_files())
     if "auto" in (config.model.long_text, config.model.long_text_pair):
         raise ConfigError(
             "--long-text auto: would choose anew in each training. Train once with it, then pass what it chose."

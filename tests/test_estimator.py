@@ -302,6 +302,32 @@ class TestFolder:
         assert pickle.dumps(model) == stored
         assert model.fit(TEXTS, LABELS).folder_ == tmp_path / "kept"
 
+    def test_a_named_result_stays_whole_until_the_next_is_complete(
+        self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = make(out=tmp_path / "kept").fit(TEXTS, LABELS)
+        before = {path: path.read_bytes() for path in (tmp_path / "kept").rglob("*") if path.is_file()}
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "bertune.training.fit.Fit.run", lambda *given, **options: signal.raise_signal(signal.SIGINT)
+            )
+            with pytest.raises(KeyboardInterrupt):
+                model.fit(TEXTS, [label == "tools" for label in LABELS])
+
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+        assert set(pickle.loads(pickle.dumps(model)).predict(TEXTS)) <= set(LABELS)
+        model.set_params(seed=1).fit(TEXTS, LABELS)
+        assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+        answers = bertune.load(tmp_path / "kept", threads=1).predict_proba(TEXTS)
+        assert np.allclose(answers, model.predict_proba(TEXTS))
+        assert (tmp_path / "kept" / "model.safetensors").read_bytes() != before[tmp_path / "kept" / "model.safetensors"]
+
+    def test_a_model_in_the_folder_that_would_be_replaced_is_refused(self, make: Make, tmp_path: Path) -> None:
+        model = make(out=tmp_path / "kept").fit(TEXTS, LABELS)
+        with pytest.raises(ConfigError, match="lies in --out"):
+            model.set_params(model=str(tmp_path / "kept")).fit(TEXTS, LABELS)
+        assert len(model.predict(TEXTS)) == len(TEXTS)
+
     def test_validation_rows_choose_the_best_epoch(self, make: Make) -> None:
         model = make(validation=0.2, epochs=2).fit(TEXTS, LABELS)
 

@@ -197,6 +197,21 @@ def test_the_merged_folder_answers_with_the_same_logits_and_opens_in_transformer
     assert again.code != 0 and "already in safetensors" in again.err
 
 
+def test_layers_that_the_head_does_not_read_get_no_matrices(tmp_path: Path, tiny_bert: Path) -> None:
+    result = train(tmp_path / "out", tiny_bert, model__lora=4, model__layers="0")
+    with safe_open(result.out / ADAPTER, framework="pt") as opened:
+        names = [name for name in opened.keys() if name.startswith("encoder.")]  # noqa: SIM118 (not a mapping)
+        assert names and all(name.startswith("encoder.layers.0.") for name in names)
+        assert all(opened.get_tensor(name).any() for name in names)
+    logits = bertune.load(result.out, threads=1).logits(TEXTS)
+    assert call("convert", result.out, tmp_path / "merged").code == 0
+    assert np.array_equal(bertune.load(tmp_path / "merged", threads=1).logits(TEXTS), logits)
+    # The next training may read other layers of the merged model.
+    told = Told()
+    train(tmp_path / "on", result.out, model__layers="last", model__pooling="cls", train__max_steps=1, listener=told)
+    assert any("New weights: head." in text for text in told.said)
+
+
 def test_evaluation_while_training_is_that_of_the_result(tmp_path: Path, tiny_bert: Path) -> None:
     told = Told()
     result = train(

@@ -20,7 +20,7 @@ from bertune.config import Config
 from bertune.data.documents import TextSource
 from bertune.errors import ConfigError, DataError, Interrupted, ModelError, TrainingError
 from bertune.model.kernels import library
-from bertune.model.pretraining import PretrainingModel
+from bertune.model.pretraining import PretrainingModel, load_pretraining
 from bertune.settings import nested
 from bertune.training import pretrain as module
 from bertune.training.pretrain import Pretrained, pretrain
@@ -154,6 +154,25 @@ def test_only_the_encoder_asked_for_is_needed_for_masks_alone(books: Path, tiny_
     assert set(done.metrics["held_out"]) == {"perplexity", "masked_accuracy", "masked_loss", "masked_tokens"}
 
 
+def test_only_the_heads_that_are_new_learn_at_the_rate_of_new_ones(
+    books: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    first, told = run(books, tiny_bert, tmp_path / "first").out, Told()
+    both = {"pretrain__objective": "both", "pretrain__max_steps": 1, "pretrain__weight_decay": 0.0}
+    done = run(books, first, tmp_path / "both", listener=told, pretrain__epochs=None, **both)
+    assert done.metrics["new_weights"] == ["head.next"]
+    assert any("learning rate 0.01 (new head: 0.1)." in text for text in told.said)
+    before, after = (
+        dict(load_pretraining(folder, objective="both")[0].named_parameters()) for folder in (first, done.out)
+    )
+    # The first step of Adam moves a weight by its rate, whatever the gradient.
+    moved = {name: (after[name] - before[name]).abs().max().item() for name in before}
+    new = [name for name in moved if name.startswith("head.next.")]
+    assert len(new) == 2
+    slow = max(value for name, value in moved.items() if name not in new)
+    assert [moved[name] for name in new] == pytest.approx([10 * slow] * 2, rel=1e-3)
+
+
 def test_next_sentences_alone_leave_their_head_alone(books: Path, tiny_bert: Path, tmp_path: Path) -> None:
     done = run(books, tiny_bert, tmp_path / "out", pretrain__objective="nsp")
     names = load_file(done.out / "model.safetensors").keys()
@@ -211,7 +230,7 @@ def test_every_step_has_about_as_many_tokens_and_a_pass_reads_all_once(books: Pa
 
     encoder = type("Encoder", (), {"hidden": 16})
     config = options(books, tiny_bert, pretrain__tokens=1000, pretrain__max_length=128)
-    plan = settle_pretraining(config, tokens=32_000, rows=500, encoder=encoder, new_head=True)  # type: ignore[arg-type]
+    plan = settle_pretraining(config, tokens=32_000, rows=500, encoder=encoder, new=["head.masked"])  # type: ignore[arg-type]
     assert (plan.steps_per_epoch, plan.steps, plan.tokens, plan.lr, plan.head_lr) == (32, 64, 1000, 1e-2, 0.1)
     course = PretrainCourse(Walk(), plan, token_budget=512, clip=1.0, seed=0)  # type: ignore[arg-type]
     for epoch in range(2):

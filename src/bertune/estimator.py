@@ -17,7 +17,8 @@ from sklearn.utils.validation import check_is_fitted
 from bertune.config import Config
 from bertune.data.rows import is_missing
 from bertune.errors import ConfigError, DataError, Interrupted
-from bertune.folder import BUNDLE_FILE
+from bertune.files import temporary_path
+from bertune.folder import BUNDLE_FILE, check_output, replace_output
 from bertune.settings import by_name
 from bertune.ship.predict import Predictor
 from bertune.training.run import run
@@ -79,11 +80,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         }
         out, finalizer = self._folder()
         config = self._config(data)
-        try:
-            run(config, source={**columns, **target.columns}, out=out, overwrite=True)
-        except Interrupted:
-            # What scikit-learn lets through; of any other error a search would make a failed fit and go on.
-            raise KeyboardInterrupt("training was stopped") from None
+        self._run(config, {**columns, **target.columns}, out)
         # Only now, and all of it: a fit that fails leaves the earlier one whole.
         self._open(out, device=config.train.device)
         self.classes_, self.multilabel_ = target.classes, target.multilabel
@@ -175,6 +172,24 @@ class Classifier(ClassifierMixin, BaseEstimator):
             return out, _nothing
         folder = Path(tempfile.mkdtemp(prefix="bertune-"))
         return folder / "model", weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+
+    def _run(self, config: Config, source: dict[str, Any], out: Path) -> None:
+        """Train into `out`; where an earlier fit lies there, beside it, until the new one is complete."""
+        check_output(out, overwrite=True, inputs=config.read_files())
+        # A model inside `out` is refused by the training itself, since it would be deleted.
+        inside = out.resolve() in (Path(self.model).resolve(), *Path(self.model).resolve().parents)
+        again = (out / BUNDLE_FILE).exists() and not inside
+        place = temporary_path(out.parent) if again else out
+        try:
+            run(config, source=source, out=place, overwrite=True)
+            if again:
+                replace_output(place, out)
+        except Interrupted:
+            # What scikit-learn lets through; of any other error a search would make a failed fit and go on.
+            raise KeyboardInterrupt("training was stopped") from None
+        finally:
+            if again:
+                shutil.rmtree(place, ignore_errors=True)
 
     def _open(self, folder: Path, *, device: str = "auto") -> None:
         from bertune.training.outcome import read_metrics

@@ -113,6 +113,16 @@ def prepare_output(out: Path, *, resume: bool = False, overwrite: bool = False, 
         raise ConfigError(f"--out {out}: cannot be written to: {error}. Choose another folder.") from None
 
 
+def replace_output(new: Path, out: Path) -> None:
+    """The complete result in `new`, on the same disk, takes the place of the one in `out`, of which only what bertune
+    wrote goes."""
+    _remove_old(out)
+    for entry in sorted(new.iterdir(), key=lambda path: path.name == BUNDLE_FILE):
+        entry.replace(out / entry.name)
+    sync(out)
+    new.rmdir()
+
+
 def finish_move(folder: Path) -> None:
     """Move a complete incoming bundle into its place. Several processes may do so at once; a crash loses nothing."""
     incoming = folder / INCOMING

@@ -49,12 +49,13 @@ class Place:
         return f"{self.weight}/{self.target}/{which}"
 
 
-def places_of(config: EncoderConfig, targets: Sequence[str]) -> list[Place]:
-    """Where the matrices of each layer stand; query, key and value are thirds of one product here."""
+def places_of(config: EncoderConfig, targets: Sequence[str], *, layers: int | None = None) -> list[Place]:
+    """Where the matrices of each layer, or of the lowest `layers`, stand; query, key and value are thirds of one
+    product here."""
     thirds = {"query": 0, "key": 1, "value": 2}
     widths = {"out": config.hidden, "up": config.ffn * (2 if config.arch == "modernbert" else 1), "down": config.hidden}
     found = []
-    for number in range(config.layers):
+    for number in range(config.layers if layers is None else layers):
         for target in sorted(set(targets), key=[*thirds, *widths].index):
             if target in thirds:
                 begin = thirds[target] * config.hidden
@@ -98,7 +99,7 @@ def save_adapter(
     """Write adapter.safetensors: A and B by `Place.key`, and the head of `model`."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in matrices.items()}
     head = {f"head.{name}": value.detach().cpu().contiguous() for name, value in model.head.state_dict().items()}
-    header = {"base": asdict(base), "scale": scale, "targets": list(targets)}
+    header = {"base": asdict(base), "scale": scale, "targets": list(targets), "layers": model.depth}
     with atomic_path(folder / ADAPTER) as path:
         # One entry: safetensors writes several in any order, and the same run is to end with the same bytes.
         save_file(tensors | head, path, metadata={"bertune": to_json(header)})
@@ -112,11 +113,12 @@ class Adapter:
     tensors: dict[str, Tensor]
     targets: tuple[str, ...]
     scale: float
+    layers: int  # so many of the lowest have matrices
 
     def merge(self, model: ClassifierModel, *, head: Sequence[str]) -> None:
         """Add the products to the encoder of the base model, and give `head` (names of its parts) its weights."""
         encoder = dict(model.named_parameters())
-        for place in places_of(model.encoder.config, self.targets):
+        for place in places_of(model.encoder.config, self.targets, layers=self.layers):
             a, b = self.tensors[place.key("a")], self.tensors[place.key("b")]
             add_product(encoder[place.weight].data, place, a, b, self.scale)
         with torch.no_grad():
@@ -143,10 +145,10 @@ def read_adapter(folder: Path) -> Adapter | None:
             header = json.loads((opened.metadata() or {})["bertune"])
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (not a mapping)
         base = Base(**header["base"])
-        targets, scale = tuple(header["targets"]), float(header["scale"])
+        targets, scale, layers = tuple(header["targets"]), float(header["scale"]), int(header["layers"])
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise ModelError(f"{path}: not readable as an adapter of bertune, so it is damaged or cut: {error}") from None
-    return Adapter(_find(folder, base), tensors, targets, scale)
+    return Adapter(_find(folder, base), tensors, targets, scale, layers)
 
 
 def _find(folder: Path, base: Base) -> Path:

@@ -79,7 +79,7 @@ class Training:
         self.optimizer = Optimizer(
             model, config.train, lr=plan.lr, head_lr=plan.head_lr, steps=plan.steps, full=full,
             compiled=machine.kernels == "compiled", by_row=by_row, thaw=self._thaw(trained), lora=self.lora,
-            rates=rates,
+            rates=rates, head_parts=plan.head_parts,
         )
         self.average = make_average(config.train, steps=plan.steps)
         if machine.compile and isinstance(model.encoder, Encoder):

@@ -28,7 +28,7 @@ class Lora:
         starts with the model as it is."""
         assert isinstance(model.encoder, Encoder)
         self.scale = config.lora_alpha / config.lora
-        self.places = places_of(model.encoder.config, config.lora_targets)
+        self.places = places_beside(model, config)
         named = dict(model.named_parameters())
         self.weights = {place.weight: named[place.weight] for place in self.places}
         self.base = {
@@ -72,8 +72,13 @@ class Lora:
             self.weights[name].copy_(value)
 
 
+def places_beside(model: ClassifierModel, config: ModelConfig) -> list[Place]:
+    """Where matrices stand: in the layers up to the last that the head reads."""
+    return places_of(model.encoder.config, config.lora_targets, layers=model.depth)
+
+
 def train_beside(model: ClassifierModel, config: ModelConfig) -> None:
     """Of the encoder, only the matrices that LoRA stands beside get gradients; its own weights are not trained."""
-    beside = {place.weight for place in places_of(model.encoder.config, config.lora_targets)}
+    beside = {place.weight for place in places_beside(model, config)}
     for name, value in model.encoder.named_parameters():
         value.requires_grad_(f"encoder.{name}" in beside)

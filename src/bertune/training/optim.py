@@ -59,11 +59,12 @@ class Optimizer:
     def __init__(
         self, model: EncoderModel, config: TrainConfig, *, lr: float, steps: int, full: dict[str, Tensor],
         head_lr: float | None = None, compiled: bool = False, by_row: bool = True, thaw: dict[str, int] | None = None,
-        rates: np.ndarray | None = None, lora: Lora | None = None,
+        rates: np.ndarray | None = None, lora: Lora | None = None, head_parts: tuple[str, ...] = ("head",),
     ) -> None:
         """`full`: fp32 values, by name, of the parameters that the model holds in lower precision.
 
         lr, head_lr: peak learning rates of the encoder and of the head; None: one for both.
+        head_parts: the names of what `head_lr` is for, where that is not the whole head.
         compiled: let kernels.c do the steps; else torch does. by_row: a step uses few rows of the word embeddings.
         thaw: how many steps pass before a weight is trained, by name (see `rates.thaw_steps`); rates: of each step, in
         place of the configured schedule.
@@ -76,7 +77,7 @@ class Optimizer:
         self.corrected = config.optimizer != "bert-adam"
         self.names, self.params, self.masters = [], [], []
         decay = config.weight_decay if config.optimizer != "adam" else 0.0
-        self.scales = self._scales(model, config, head=1.0 if head_lr is None else head_lr / lr)
+        self.scales = self._scales(model, config, head_parts, 1.0 if head_lr is None else head_lr / lr)
         groups: dict[tuple[float, bool], list[Tensor]] = {}
         embeddings = getattr(model.encoder, "embeddings", None)
         word = getattr(getattr(embeddings, "word", None), "weight", None)
@@ -126,7 +127,7 @@ class Optimizer:
         self._leaf: Tensor | None = None
 
     @staticmethod
-    def _scales(model: EncoderModel, config: TrainConfig, *, head: float) -> dict[str, float]:
+    def _scales(model: EncoderModel, config: TrainConfig, parts: tuple[str, ...], head: float) -> dict[str, float]:
         """What the rate of each trained weight is multiplied by, by name."""
         names = [name for name, param in model.named_parameters() if param.requires_grad]
         factors = dict.fromkeys(names, 1.0)
@@ -134,7 +135,8 @@ class Optimizer:
             factors = layer_factors(
                 names, layers=model.depth, decay=config.layer_decay, on=config.layer_decay_on
             )
-        return {name: head if name.startswith("head.") else factor for name, factor in factors.items()}
+        among = tuple(f"{part}." for part in parts)
+        return {name: head if name.startswith(among) else factor for name, factor in factors.items()}
 
     def begin(self, step: int) -> None:
         """Make the model ready for the forward passes of step `step` (from 1)."""

@@ -250,7 +250,7 @@ def _run(config: Config, out: Path, start: Start, listener: Listener, *, resume:
         say(report.sentence())
         tokens = int(train.turn(0).lengths.sum())
         plan = settle_pretraining(
-            config, tokens=tokens, rows=len(train), encoder=read_config(folder), new_head=bool(report.new)
+            config, tokens=tokens, rows=len(train), encoder=read_config(folder), new=report.new
         )
         say(plan.sentence())
         stage = config.model_copy(update={"train": stage_options(config)})

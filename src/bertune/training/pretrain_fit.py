@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,13 @@ class PretrainPlan(Plan):
 
 
 def settle_pretraining(
-    config: Config, *, tokens: int, rows: int, encoder: EncoderConfig, new_head: bool
+    config: Config, *, tokens: int, rows: int, encoder: EncoderConfig, new: Sequence[str]
 ) -> PretrainPlan:
     """Fill in the tokens of a step, passes and learning rates.
 
-    tokens, rows: of the sequences of a pass. Sun et al. 2019 (arXiv 1905.05583, section 5.4.1) pre-train further at
-    5e-5; narrow encoders take larger rates, and new ones ten times as large ones.
+    tokens, rows: of the sequences of a pass; new: the parts of the head that the encoder came without. Sun et al. 2019
+    (arXiv 1905.05583, section 5.4.1) pre-train further at 5e-5; narrow encoders take larger rates, and new ones ten
+    times as large ones.
     """
     options = config.pretrain
     wanted = options.tokens or min(TOKENS, max(FEWEST, tokens // ENOUGH))
@@ -61,11 +62,12 @@ def settle_pretraining(
         steps = min((options.epochs or 1) * per_epoch, options.max_steps or math.inf)  # type: ignore[assignment]
     marks = {round(steps * part / options.evaluations) for part in range(options.evaluations + 1)}
     lr = options.lr or (1e-3 if options.from_scratch else 1e-4 if encoder.hidden <= 512 else 5e-5)
-    whole_new = options.from_scratch is not None  # then all weights are new, and the head is no further off than others
+    # From scratch all weights are new, and a head is no further off than the others.
+    new = () if options.from_scratch else new
     return PretrainPlan(
         epochs=math.ceil(steps / per_epoch), steps=steps, steps_per_epoch=per_epoch,
-        batch_size=max(1, round(rows / per_epoch)), lr=lr, head_lr=NEW_HEAD * lr if new_head and not whole_new else lr,
-        evaluate_at=tuple(sorted(marks)), tokens=round(tokens / per_epoch),
+        batch_size=max(1, round(rows / per_epoch)), lr=lr, head_lr=NEW_HEAD * lr if new else lr,
+        head_parts=tuple(new), evaluate_at=tuple(sorted(marks)), tokens=round(tokens / per_epoch),
     )
 
 

@@ -18,7 +18,7 @@ LORA = 10  # times the default rate: what LoRA adds begins at nothing (docs/log.
 @dataclass(frozen=True)
 class Plan:
     """The numbers a run goes by. evaluate_at: steps after which the validation split is measured; lora: whether `lr` is
-    the larger default of LoRA's matrices."""
+    the larger default of LoRA's matrices; head_parts: the names of what `head_lr` is for."""
 
     epochs: int
     steps: int
@@ -28,6 +28,7 @@ class Plan:
     head_lr: float
     evaluate_at: tuple[int, ...]
     lora: bool = False
+    head_parts: tuple[str, ...] = ("head",)
 
     def epoch(self, step: int) -> float:
         """How many epochs `step` steps are."""

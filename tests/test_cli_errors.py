@@ -54,6 +54,13 @@ USAGE = {
         ["train", "x.csv", "--lable", "y"],
         "bertune train: no option --lable; did you mean '--label'? See bertune train --help.",
     ),
+    "a data file whose name is empty, as an unset variable makes it": (
+        ["train", "", "--out", "x"],
+        "The name of a data file is empty; expected a path or a pattern such as data/*.csv.",
+    ),
+    "a file of tasks whose name is empty": (
+        ["multitask", "", "--out", "x"], "The name of the file of tasks is empty; expected a file of YAML.",
+    ),
     "an option that has no flag": (
         ["train", "--max-steps", "4"],
         "bertune train: no option --max-steps; pass --set train.max_steps=VALUE. See bertune train --help.",

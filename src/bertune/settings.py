@@ -19,6 +19,8 @@ def read_yaml(
     """The mapping a YAML file holds; `what` it is and `holds`, for errors."""
     import yaml
 
+    if not str(path).strip():
+        raise ConfigError(f"The name of the {what} is empty; expected a file of YAML.")
     try:
         values = _read(Path(path).read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:

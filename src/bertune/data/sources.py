@@ -147,6 +147,8 @@ def local_files(name: str) -> list[Path]:
 def find_sources(path: str | Path) -> list[Source]:
     """The files that one name stands for, sorted; a file that exists wins over a pattern of the same spelling."""
     name = str(path)
+    if not name.strip():
+        raise DataError("The name of a data file is empty; expected a path or a pattern such as data/*.csv.")
     if name.startswith(_HUB):
         return _find_hub(name)
     with reading(name):

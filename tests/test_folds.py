@@ -16,6 +16,8 @@ from bertune.config import Config
 from bertune.data.splits import fold_numbers
 from bertune.errors import ConfigError
 from bertune.evaluate.metrics import evaluate
+from bertune.evaluate.rule import Rule
+from bertune.training.finish import write_predictions
 from shell import Done, call
 from tiny_runs import QUICK, Told, multi_rows, topic_rows
 
@@ -92,6 +94,20 @@ def test_every_row_is_answered_by_a_model_that_has_not_seen_it(
     assert low <= found["out_of_fold"][metric] <= high
     assert metric in found["baselines"]["tfidf"]
     assert "Fold 3 (3 of 3):" in done.err and done.err.count("Check: ") == 1
+
+
+def test_a_fold_that_gives_no_row_a_label_stands_beside_the_others(
+    tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsure(task: Any, rule: Any, split: Any, logits: Any, path: Path, *, group: Any) -> None:
+        sign = -1 if "folds/1" in path.as_posix() else 1
+        write_predictions(task, Rule(), split, sign * (1 + np.abs(logits)), path, group=group)
+
+    monkeypatch.setattr("bertune.training.finish.write_predictions", unsure)
+    done = train(table(tmp_path, multi_rows(60)), tiny_bert, tmp_path / "cv", "--folds", "2")
+    assert done.code == 0, done.err
+    said = pl.read_parquet(tmp_path / "cv/run/predictions-out-of-fold.parquet").group_by("fold").agg("prediction")
+    assert {fold: {len(labels) for labels in rows} for fold, rows in said.iter_rows()} == {1: {0}, 2: {3}}
 
 
 def test_folds_go_on_where_they_were_stopped_and_are_replaced_only_on_request(tmp_path: Path, tiny_bert: Path) -> None:

@@ -207,8 +207,10 @@ def write_predictions(
     }
     columns |= {f"prob:{label}": shares[:, place] for place, label in enumerate(task.labels)}
     columns |= {f"logit:{label}": logits[:, place] for place, label in enumerate(task.labels)}
+    labels = pl.String() if task.kind == "single" else pl.List(pl.String)  # also where no row has any
     with atomic_path(path) as temporary:
-        pl.DataFrame(columns).write_parquet(temporary)
+        frame = pl.DataFrame(columns, schema_overrides={"label": labels, "prediction": labels})
+        frame.write_parquet(temporary)
 
 
 def base_model(name: str, revision: str | None, base: Source, folder: Path) -> BaseModelInfo:

@@ -437,8 +437,8 @@ class TestRefused:
             run(tmp_path / "a.txt", tiny_bert, tmp_path / "out", **options)
         assert str(caught.value) == (
             "--objective both: next sentences take at least two documents, one of them with two sentences or more; "
-            f"{tmp_path / 'a.txt'} has 1, of which 1 are that long. Add texts, see --documents for what a document is, "
-            "or pass --objective mlm."
+            f"found in {tmp_path / 'a.txt'}: 1, 1 of them that long. Add texts, see --documents for what a document "
+            "is, or pass --objective mlm."
         )
         assert not (tmp_path / "out").exists()
 

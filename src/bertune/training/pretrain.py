@@ -225,9 +225,9 @@ def _survey(
     if options.objective != "mlm" and (found.documents < 2 or not found.longer):
         raise DataError(
             f"--objective {options.objective}: next sentences take at least two documents, one of them with two "
-            f"sentences or more; {listed([source.name for source in sources], 3)} has {found.documents:,}, of which "
-            f"{found.longer:,} are that long. Add texts, see --documents for what a document is, or pass --objective "
-            "mlm."
+            f"sentences or more; found in {listed([source.name for source in sources], 3)}: {found.documents:,}, "
+            f"{found.longer:,} of them that long. Add texts, see --documents for what a document is, or pass "
+            "--objective mlm."
         )
     listener.say(
         f"Corpus: {found.documents:,} document{'' if found.documents == 1 else 's'}, {found.characters:,} characters, "

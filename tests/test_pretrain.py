@@ -19,12 +19,15 @@ import bertune
 from bertune.config import Config
 from bertune.data.documents import TextSource
 from bertune.errors import ConfigError, DataError, Interrupted, ModelError, TrainingError
+from bertune.model.encoder import Encoder, initialize
+from bertune.model.hubconfig import parse_config
 from bertune.model.kernels import library
 from bertune.model.pretraining import PretrainingModel, load_pretraining
 from bertune.settings import nested
 from bertune.training import pretrain as module
 from bertune.training.pretrain import Pretrained, pretrain
 from bertune.training.pretrain_fit import PretrainCourse, settle_pretraining
+from bertune.training.scratch import look_beside, scratch_config
 from shell import call as shell
 from tiny_runs import PLAIN, QUICK, TOPICS, Told, make_tiny_bert, sentence, topic_rows
 
@@ -374,13 +377,50 @@ class TestFromScratch:
             assert (one.out / name).read_bytes() == (two.out / name).read_bytes()
 
     def test_the_shapes_are_the_books_and_bert_mini(self) -> None:
-        from bertune.training.scratch import scratch_config
-
         names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
         for shape, wanted in (("d2l-small", (2, 256, 4, 512)), ("mini", (4, 256, 4, 1024))):
             config = Config().updated({"pretrain": {"from_scratch": shape}})
             found = scratch_config(config.pretrain, 100)
             assert tuple(found[name] for name in names) == wanted
+
+    @pytest.mark.parametrize(("layers", "hidden", "heads"), [(3, 64, 4), (1, 64, 2), (2, 66, 3), (2, 7, 7)])
+    def test_heads_begin_with_the_neighbors_of_a_token(self, layers: int, hidden: int, heads: int) -> None:
+        shape = {"from_scratch": "mini", "layers": layers, "hidden": hidden, "heads": heads, "ffn": 8}
+        raw = scratch_config(Config().updated({"pretrain": shape}).pretrain, 100)
+        plain, encoder = (Encoder(parse_config(raw, place="here")) for _ in range(2))
+        for model in (plain, encoder):
+            initialize(model, 0.02, seed=0)
+        look_beside(encoder, 0.02)
+
+        before, after = plain.state_dict(), encoder.state_dict()
+        looking = range(max(1, layers - 1)) if hidden // heads > 1 else ()
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert changed == {"embeddings.position.weight"} | {f"layers.{layer}.qkv.weight" for layer in looking}
+        positions = after["embeddings.position.weight"]
+        assert positions.std().item() == pytest.approx(0.02, rel=0.1)
+        states = torch.nn.functional.layer_norm(positions, (hidden,))
+        for layer in looking:
+            query, key, value = after[f"layers.{layer}.qkv.weight"].split(hidden)
+            assert torch.equal(value, before[f"layers.{layer}.qkv.weight"][2 * hidden :])
+            size = hidden // heads
+            for head in range(heads):
+                mine = slice(head * size, (head + 1) * size)
+                scores = (states @ query[mine].T) @ (states @ key[mine].T).T
+                places = torch.arange(50, 450)
+                distances = scores[places].argmax(dim=1) - places
+                # Sinusoids return, and few of them nearly all at once.
+                assert (distances == (-1, 1, -2, 2)[head]).float().mean() > 0.9
+
+    def test_all_of_it_may_begin_with_random_numbers(self, books: Path, tmp_path: Path) -> None:
+        changes = {**self.SIZES, "pretrain__initialization": "normal", "pretrain__max_steps": 1}
+        start = run(books, None, tmp_path / "out", **changes).out / "run" / "start"
+        raw = json.loads((start / "config.json").read_text(encoding="utf-8"))
+        encoder = Encoder(parse_config(raw, place="here"))
+        initialize(encoder, 0.02, seed=0)
+        found = load_file(start / "model.safetensors")
+        positions, query = encoder.embeddings.position, encoder.layers[0].qkv.weight[:16]  # type: ignore[index, union-attr]
+        assert torch.equal(found["bert.embeddings.position_embeddings.weight"], positions.weight)  # type: ignore[union-attr]
+        assert torch.equal(found["bert.encoder.layer.0.attention.self.query.weight"], query)
 
     def test_capital_letters_stay_where_asked_for(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("Émile saw Émile .\n" * 200, encoding="utf-8")
@@ -406,6 +446,8 @@ class TestRefused:
         [
             ({"pretrain__max_length": 65}, ConfigError, "pretrain.max_length 65: this encoder reads at most 64"),
             ({"pretrain__vocab_size": 500}, ConfigError, "pretrain.vocab_size 500: needs --from-scratch."),
+            ({"pretrain__initialization": "normal"}, ConfigError,
+             "pretrain.initialization normal: needs --from-scratch."),
             ({"pretrain__from_scratch": "mini"}, ConfigError, "--from-scratch mini: one goes on with a model and the"),
             ({"pretrain__objective": "nsp", "pretrain__masking": 0.3}, ConfigError,
              "pretrain.masking 0.3: nothing is masked with --objective nsp."),

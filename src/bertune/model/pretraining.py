@@ -20,7 +20,7 @@ from bertune.files import atomic_path, write_json
 from bertune.model.classifier import EncoderModel
 from bertune.model.encoder import ACTIVATIONS, Encoder, EncoderConfig, Norm, initialize
 from bertune.model.hubconfig import CONFIG, HEAD_KEY, model_type, parse_config, read_source
-from bertune.model.load import CLASS_NAMES, OUTDATED, LoadReport, encoder_rates, fill, state_by_names, with_dropout
+from bertune.model.load import CLASS_NAMES, OUTDATED, LoadReport, fill, state_by_names, with_dropout
 from bertune.model.machine import to_device
 from bertune.model.names import MASKED, TIED, plain_name, pretraining_names
 from bertune.model.noise import Noise
@@ -259,7 +259,8 @@ def load_pretraining(
 
 
 def save_pretraining(folder: Path, model: PretrainingModel, source: dict[str, Any]) -> list[str]:
-    """Write config.json and model.safetensors into `folder`, which exists; `source` is the config.json it began with.
+    """Write config.json and model.safetensors into `folder`, which exists; `source` is the config.json it began with,
+    whose dropout rates are kept for the trainings to come.
 
     transformers opens them as ...ForMaskedLM, as BertForPreTraining where both heads were trained, or as
     BertForNextSentencePrediction. Returns the two names.
@@ -273,7 +274,7 @@ def save_pretraining(folder: Path, model: PretrainingModel, source: dict[str, An
     dropped = (*OUTDATED, HEAD_KEY, "id2label", "label2id", "problem_type")
     config = {key: value for key, value in source.items() if key not in dropped}
     config |= {"architectures": [CLASS_NAMES[kind] + ending], "model_type": kind, "dtype": "float32"}
-    config |= {"tie_word_embeddings": True, **encoder_rates(model.encoder.config)}
+    config["tie_word_embeddings"] = True
     with atomic_path(folder / SAFETENSORS) as path:
         state = state_by_names(model, lambda name: pretraining_names(arch, name))
         save_file(state, path, metadata={"format": "pt"})

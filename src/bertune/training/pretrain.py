@@ -34,12 +34,12 @@ from bertune.training.loop import Diverged
 from bertune.training.opening import check_fit
 from bertune.training.prepare import Prepared
 from bertune.training.pretrain_data import described, sources_of, stage_sources, tokenized, training_sequences
-from bertune.training.pretrain_fit import PretrainFit, settle_pretraining, stage_options
+from bertune.training.pretrain_fit import PretrainFit, settle_dropout, settle_pretraining, stage_options
 from bertune.training.run import resumable, settle_machine, warn_of_others
 from bertune.training.scratch import scratch_config, start_from_scratch
 
 START = "start"  # in run/: the folder of a new vocabulary and random weights
-_STAGE_ONLY = ("from_scratch", "vocab_size", "cased", "layers", "hidden", "heads", "ffn", "positions")
+_STAGE_ONLY = ("from_scratch", "vocab_size", "cased", "layers", "hidden", "heads", "ffn", "positions", "initialization")
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def _run(config: Config, out: Path, start: Start, listener: Listener, *, resume:
         corpus = tokenized(start.sources, start.found, tokenizer, config, run_folder, listener)
         train, held = training_sequences(corpus, tokenizer, config, say)
         model, report = load_pretraining(
-            folder, objective=options.objective, dropout=config.model.dropout, seed=config.train.seed
+            folder, objective=options.objective, dropout=settle_dropout(config), seed=config.train.seed
         )
         say(report.sentence())
         tokens = int(train.turn(0).lengths.sum())

@@ -26,7 +26,7 @@ from bertune.model.pretraining import PretrainingModel, load_pretraining
 from bertune.settings import nested
 from bertune.training import pretrain as module
 from bertune.training.pretrain import Pretrained, pretrain
-from bertune.training.pretrain_fit import PretrainCourse, settle_pretraining
+from bertune.training.pretrain_fit import PretrainCourse, PretrainFit, settle_pretraining
 from bertune.training.scratch import look_beside, scratch_config
 from shell import call as shell
 from tiny_runs import PLAIN, QUICK, TOPICS, Told, make_tiny_bert, sentence, topic_rows
@@ -421,6 +421,27 @@ class TestFromScratch:
         positions, query = encoder.embeddings.position, encoder.layers[0].qkv.weight[:16]  # type: ignore[index, union-attr]
         assert torch.equal(found["bert.embeddings.position_embeddings.weight"], positions.weight)  # type: ignore[union-attr]
         assert torch.equal(found["bert.encoder.layer.0.attention.self.query.weight"], query)
+
+    @pytest.mark.parametrize(
+        ("new", "asked", "wanted"), [(True, None, 0.0), (True, 0.2, 0.2), (False, None, 0.1), (False, 0.0, 0.0)]
+    )
+    def test_a_new_encoder_is_trained_without_dropout_and_leaves_the_usual_one_to_what_follows(
+        self, books: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        new: bool, asked: float | None, wanted: float,
+    ) -> None:  # fmt: skip
+        rates = []
+
+        class Watched(PretrainFit):
+            def __init__(self, model: PretrainingModel, *given: Any, **options: Any) -> None:
+                rates.append((model.encoder.config.dropout, model.encoder.config.attention_dropout))
+                super().__init__(model, *given, **options)
+
+        monkeypatch.setattr(module, "PretrainFit", Watched)
+        sizes, model = (self.SIZES, None) if new else ({}, tiny_bert)
+        done = run(books, model, tmp_path / "out", model__dropout=asked, pretrain__max_steps=1, **sizes)
+        config = json.loads((done.out / "config.json").read_text(encoding="utf-8"))
+        assert rates == [(wanted, wanted)]
+        assert (config["hidden_dropout_prob"], config["attention_probs_dropout_prob"]) == (0.1, 0.1)
 
     def test_capital_letters_stay_where_asked_for(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("Émile saw Émile .\n" * 200, encoding="utf-8")

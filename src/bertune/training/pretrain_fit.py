@@ -73,7 +73,7 @@ def settle_pretraining(
 
 def settle_dropout(config: Config) -> float | None:
     """The rate inside the encoder, None: its own. A new encoder has more to learn than to forget: none, as in Geiping &
-    Goldstein 2022 (Cramming, arXiv 2212.14034, section 4.4); docs/log.md has what it costs here."""
+    Goldstein 2022 (Cramming, arXiv 2212.14034, section 4.3); docs/log.md has what it costs here."""
     if config.model.dropout is None and config.pretrain.from_scratch is not None:
         return 0.0
     return config.model.dropout

@@ -412,8 +412,10 @@ class TestFromScratch:
                 assert (distances == (-1, 1, -2, 2)[head]).float().mean() > 0.9
 
     def test_all_of_it_may_begin_with_random_numbers(self, books: Path, tmp_path: Path) -> None:
+        told = Told()
         changes = {**self.SIZES, "pretrain__initialization": "normal", "pretrain__max_steps": 1}
-        start = run(books, None, tmp_path / "out", **changes).out / "run" / "start"
+        start = run(books, None, tmp_path / "out", listener=told, **changes).out / "run" / "start"
+        assert any("mini, random weights; no dropout while it is pre-trained." in text for text in told.said)
         raw = json.loads((start / "config.json").read_text(encoding="utf-8"))
         encoder = Encoder(parse_config(raw, place="here"))
         initialize(encoder, 0.02, seed=0)
@@ -438,9 +440,13 @@ class TestFromScratch:
 
         monkeypatch.setattr(module, "PretrainFit", Watched)
         sizes, model = (self.SIZES, None) if new else ({}, tiny_bert)
-        done = run(books, model, tmp_path / "out", model__dropout=asked, pretrain__max_steps=1, **sizes)
+        told, how = Told(), {"model__dropout": asked, "pretrain__max_steps": 1, **sizes}
+        done = run(books, model, tmp_path / "out", listener=told, **how)
         config = json.loads((done.out / "config.json").read_text(encoding="utf-8"))
         assert rates == [(wanted, wanted)]
+        ending = "; no dropout while it is pre-trained." if asked is None else "."
+        told_so = f"random weights, with heads that look at the neighbors of a token{ending}"
+        assert any(told_so in text for text in told.said) == new
         assert (config["hidden_dropout_prob"], config["attention_probs_dropout_prob"]) == (0.1, 0.1)
 
     def test_capital_letters_stay_where_asked_for(self, tmp_path: Path) -> None:

@@ -315,7 +315,12 @@ def _made(config: Config, folder: Path, sources: list[TextSource], say: Callable
     if not (folder / "config.json").is_file():
         size = start_from_scratch(folder, sources, options, seed=config.train.seed)
         cased = "cased" if options.cased else "uncased"
-        say(f"New vocabulary: {size:,} pieces of words, {cased}. New encoder: {options.from_scratch}, random weights.")
+        begins = ", with heads that look at the neighbors of a token" if options.initialization == "neighbors" else ""
+        drops = "" if settle_dropout(config) else "; no dropout while it is pre-trained"
+        say(
+            f"New vocabulary: {size:,} pieces of words, {cased}. New encoder: {options.from_scratch}, random weights"
+            f"{begins}{drops}."
+        )
     return folder
 
 

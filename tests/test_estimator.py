@@ -23,7 +23,8 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import check_parameters_default_constructible
 
 import bertune
-from bertune.errors import ConfigError, DataError
+from bertune.errors import ConfigError, DataError, TrainingError
+from bertune.training.optim import Optimizer
 from tiny_runs import TOPICS, multi_rows, pair_rows, topic_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
@@ -321,6 +322,22 @@ class TestFolder:
         answers = bertune.load(tmp_path / "kept", threads=1).predict_proba(TEXTS)
         assert np.allclose(answers, model.predict_proba(TEXTS))
         assert (tmp_path / "kept" / "model.safetensors").read_bytes() != before[tmp_path / "kept" / "model.safetensors"]
+
+    def test_good_weights_of_a_refit_that_diverges_stay_where_the_error_says(
+        self, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = make(out=tmp_path / "kept").fit(TEXTS, LABELS)
+        wanted = model.predict_proba(TEXTS)
+        usual = Optimizer.gradient_norm
+        steps = iter(range(100))
+        monkeypatch.setattr(Optimizer, "gradient_norm", lambda self: usual(self) if next(steps) < 3 else np.inf)
+        with pytest.raises(TrainingError) as caught:
+            model.fit(TEXTS, LABELS)
+
+        [place] = [path for path in tmp_path.iterdir() if path.name != "kept"]
+        assert str(place / "run" / "last-good") in str(caught.value)
+        assert bertune.load(place / "run" / "last-good", threads=1).predict(TEXTS)
+        assert np.array_equal(model.predict_proba(TEXTS), wanted)
 
     def test_a_model_in_the_folder_that_would_be_replaced_is_refused(self, make: Make, tmp_path: Path) -> None:
         model = make(out=tmp_path / "kept").fit(TEXTS, LABELS)

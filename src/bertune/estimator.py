@@ -21,6 +21,7 @@ from bertune.files import temporary_path
 from bertune.folder import BUNDLE_FILE, check_output, replace_output
 from bertune.settings import by_name
 from bertune.ship.predict import Predictor
+from bertune.training.finish import GOOD
 from bertune.training.run import run
 
 _FIRST, _SECOND, _LABEL = "text", "text_pair", "label"
@@ -188,7 +189,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             # What scikit-learn lets through; of any other error a search would make a failed fit and go on.
             raise KeyboardInterrupt("training was stopped") from None
         finally:
-            if again:
+            if again and not (place / "run" / GOOD).is_dir():  # where the error says that good weights are
                 shutil.rmtree(place, ignore_errors=True)
 
     def _open(self, folder: Path, *, device: str = "auto") -> None:

@@ -26,7 +26,7 @@ from bertune.model.pretraining import PretrainingModel, load_pretraining
 from bertune.settings import nested
 from bertune.training import pretrain as module
 from bertune.training.pretrain import Pretrained, pretrain
-from bertune.training.pretrain_fit import PretrainCourse, PretrainFit, settle_pretraining
+from bertune.training.pretrain_fit import PretrainCourse, settle_pretraining
 from bertune.training.scratch import look_beside, scratch_config
 from shell import call as shell
 from tiny_runs import PLAIN, QUICK, TOPICS, Told, make_tiny_bert, sentence, topic_rows
@@ -174,6 +174,18 @@ def test_only_the_heads_that_are_new_learn_at_the_rate_of_new_ones(
     assert len(new) == 2
     slow = max(value for name, value in moved.items() if name not in new)
     assert [moved[name] for name in new] == pytest.approx([10 * slow] * 2, rel=1e-3)
+
+
+def test_dropout_is_that_of_the_pre_training_and_not_of_what_follows(
+    books: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    plain, without = (
+        run(books, tiny_bert, tmp_path / name, model__dropout=rate, pretrain__max_steps=2).out
+        for name, rate in (("plain", None), ("without", 0.0))
+    )
+    assert (plain / "model.safetensors").read_bytes() != (without / "model.safetensors").read_bytes()
+    config = json.loads((without / "config.json").read_text(encoding="utf-8"))
+    assert (config["hidden_dropout_prob"], config["attention_probs_dropout_prob"]) == (0.1, 0.1)
 
 
 def test_next_sentences_alone_leave_their_head_alone(books: Path, tiny_bert: Path, tmp_path: Path) -> None:
@@ -411,43 +423,22 @@ class TestFromScratch:
                 # Sinusoids return, and few of them nearly all at once.
                 assert (distances == (-1, 1, -2, 2)[head]).float().mean() > 0.9
 
-    def test_all_of_it_may_begin_with_random_numbers(self, books: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("begins", ["normal", "neighbors"])
+    def test_what_attention_begins_with_is_chosen_and_said(self, books: Path, tmp_path: Path, begins: str) -> None:
         told = Told()
-        changes = {**self.SIZES, "pretrain__initialization": "normal", "pretrain__max_steps": 1}
+        changes = {**self.SIZES, "pretrain__initialization": begins, "pretrain__max_steps": 1}
         start = run(books, None, tmp_path / "out", listener=told, **changes).out / "run" / "start"
-        assert any("mini, random weights; no dropout while it is pre-trained." in text for text in told.said)
+        ending = ", with heads that look at the neighbors of a token." if begins == "neighbors" else "."
+        assert any(f"New encoder: mini, random weights{ending}" in text for text in told.said)
         raw = json.loads((start / "config.json").read_text(encoding="utf-8"))
         encoder = Encoder(parse_config(raw, place="here"))
         initialize(encoder, 0.02, seed=0)
+        if begins == "neighbors":
+            look_beside(encoder, 0.02)
         found = load_file(start / "model.safetensors")
         positions, query = encoder.embeddings.position, encoder.layers[0].qkv.weight[:16]  # type: ignore[index, union-attr]
         assert torch.equal(found["bert.embeddings.position_embeddings.weight"], positions.weight)  # type: ignore[union-attr]
         assert torch.equal(found["bert.encoder.layer.0.attention.self.query.weight"], query)
-
-    @pytest.mark.parametrize(
-        ("new", "asked", "wanted"), [(True, None, 0.0), (True, 0.2, 0.2), (False, None, 0.1), (False, 0.0, 0.0)]
-    )
-    def test_a_new_encoder_is_trained_without_dropout_and_leaves_the_usual_one_to_what_follows(
-        self, books: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-        new: bool, asked: float | None, wanted: float,
-    ) -> None:  # fmt: skip
-        rates = []
-
-        class Watched(PretrainFit):
-            def __init__(self, model: PretrainingModel, *given: Any, **options: Any) -> None:
-                rates.append((model.encoder.config.dropout, model.encoder.config.attention_dropout))
-                super().__init__(model, *given, **options)
-
-        monkeypatch.setattr(module, "PretrainFit", Watched)
-        sizes, model = (self.SIZES, None) if new else ({}, tiny_bert)
-        told, how = Told(), {"model__dropout": asked, "pretrain__max_steps": 1, **sizes}
-        done = run(books, model, tmp_path / "out", listener=told, **how)
-        config = json.loads((done.out / "config.json").read_text(encoding="utf-8"))
-        assert rates == [(wanted, wanted)]
-        ending = "; no dropout while it is pre-trained." if asked is None else "."
-        told_so = f"random weights, with heads that look at the neighbors of a token{ending}"
-        assert any(told_so in text for text in told.said) == new
-        assert (config["hidden_dropout_prob"], config["attention_probs_dropout_prob"]) == (0.1, 0.1)
 
     def test_capital_letters_stay_where_asked_for(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("Émile saw Émile .\n" * 200, encoding="utf-8")
@@ -473,8 +464,8 @@ class TestRefused:
         [
             ({"pretrain__max_length": 65}, ConfigError, "pretrain.max_length 65: this encoder reads at most 64"),
             ({"pretrain__vocab_size": 500}, ConfigError, "pretrain.vocab_size 500: needs --from-scratch."),
-            ({"pretrain__initialization": "normal"}, ConfigError,
-             "pretrain.initialization normal: needs --from-scratch."),
+            ({"pretrain__initialization": "neighbors"}, ConfigError,
+             "pretrain.initialization neighbors: needs --from-scratch."),
             ({"pretrain__from_scratch": "mini"}, ConfigError, "--from-scratch mini: one goes on with a model and the"),
             ({"pretrain__objective": "nsp", "pretrain__masking": 0.3}, ConfigError,
              "pretrain.masking 0.3: nothing is masked with --objective nsp."),

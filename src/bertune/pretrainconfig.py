@@ -98,8 +98,7 @@ class PretrainConfig(Section):
     heads: int | None = Field(None, ge=1, description="Its attention heads.")
     ffn: int | None = Field(None, ge=1, description="Width of its feed-forward layers.")
     positions: int = Field(512, ge=8, description="Tokens that it can read.")
-    initialization: Literal["neighbors", "normal"] = Field(
-        "neighbors",
-        description="What its attention begins with: heads that look at the neighbors of a token, or random numbers "
-        "alone.",
+    initialization: Literal["normal", "neighbors"] = Field(
+        "normal",
+        description="What its attention begins with: random numbers, or heads that look at the neighbors of a token.",
     )

@@ -34,7 +34,7 @@ from bertune.training.loop import Diverged
 from bertune.training.opening import check_fit
 from bertune.training.prepare import Prepared
 from bertune.training.pretrain_data import described, sources_of, stage_sources, tokenized, training_sequences
-from bertune.training.pretrain_fit import PretrainFit, settle_dropout, settle_pretraining, stage_options
+from bertune.training.pretrain_fit import PretrainFit, settle_pretraining, stage_options
 from bertune.training.run import resumable, settle_machine, warn_of_others
 from bertune.training.scratch import scratch_config, start_from_scratch
 
@@ -245,7 +245,7 @@ def _run(config: Config, out: Path, start: Start, listener: Listener, *, resume:
         corpus = tokenized(start.sources, start.found, tokenizer, config, run_folder, listener)
         train, held = training_sequences(corpus, tokenizer, config, say)
         model, report = load_pretraining(
-            folder, objective=options.objective, dropout=settle_dropout(config), seed=config.train.seed
+            folder, objective=options.objective, dropout=config.model.dropout, seed=config.train.seed
         )
         say(report.sentence())
         tokens = int(train.turn(0).lengths.sum())
@@ -316,10 +316,9 @@ def _made(config: Config, folder: Path, sources: list[TextSource], say: Callable
         size = start_from_scratch(folder, sources, options, seed=config.train.seed)
         cased = "cased" if options.cased else "uncased"
         begins = ", with heads that look at the neighbors of a token" if options.initialization == "neighbors" else ""
-        drops = "" if settle_dropout(config) else "; no dropout while it is pre-trained"
         say(
             f"New vocabulary: {size:,} pieces of words, {cased}. New encoder: {options.from_scratch}, random weights"
-            f"{begins}{drops}."
+            f"{begins}."
         )
     return folder
 

@@ -71,14 +71,6 @@ def settle_pretraining(
     )
 
 
-def settle_dropout(config: Config) -> float | None:
-    """The rate inside the encoder, None: its own. A new encoder has more to learn than to forget: none, as in Geiping &
-    Goldstein 2022 (Cramming, arXiv 2212.14034, section 4.3); docs/log.md has what it costs here."""
-    if config.model.dropout is None and config.pretrain.from_scratch is not None:
-        return 0.0
-    return config.model.dropout
-
-
 def stage_options(config: Config) -> TrainConfig:
     """The options of the loop and the optimizer in a pre-training: AdamW, with a rate that falls linearly. Of the
     section train only those hold that a pre-training has; the others belong to the training that may follow."""

@@ -308,10 +308,11 @@ class TestFolder:
     ) -> None:
         model = make(out=tmp_path / "kept").fit(TEXTS, LABELS)
         before = {path: path.read_bytes() for path in (tmp_path / "kept").rglob("*") if path.is_file()}
+        def stopped(*given: Any, **options: Any) -> None:
+            raise KeyboardInterrupt
+
         with monkeypatch.context() as patch:
-            patch.setattr(
-                "bertune.training.fit.Fit.run", lambda *given, **options: signal.raise_signal(signal.SIGINT)
-            )
+            patch.setattr("bertune.training.fit.Fit.run", stopped)
             with pytest.raises(KeyboardInterrupt):
                 model.fit(TEXTS, [label == "tools" for label in LABELS])
 

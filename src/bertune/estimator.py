@@ -18,7 +18,7 @@ from bertune.config import Config
 from bertune.data.rows import is_missing
 from bertune.errors import ConfigError, DataError, Interrupted
 from bertune.files import temporary_path
-from bertune.folder import BUNDLE_FILE, check_output, replace_output
+from bertune.folder import BUNDLE_FILE, check_model_stays, check_output, replace_output
 from bertune.settings import by_name
 from bertune.ship.predict import Predictor
 from bertune.training.finish import GOOD
@@ -177,9 +177,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
     def _run(self, config: Config, source: dict[str, Any], out: Path) -> None:
         """Train into `out`; where an earlier fit lies there, beside it, until the new one is complete."""
         check_output(out, overwrite=True, inputs=config.read_files())
-        # A model inside `out` is refused by the training itself, since it would be deleted.
-        inside = out.resolve() in (Path(self.model).resolve(), *Path(self.model).resolve().parents)
-        again = (out / BUNDLE_FILE).exists() and not inside
+        again = (out / BUNDLE_FILE).exists()
+        if again:
+            check_model_stays(Path(self.model), out)
         place = temporary_path(out.parent) if again else out
         try:
             run(config, source=source, out=place, overwrite=True)

@@ -91,6 +91,12 @@ def check_output(
             raise ConfigError(f"--overwrite: {path} lies in --out {out} and would be deleted. Move it first.")
 
 
+def check_model_stays(model: Path, out: Path) -> None:
+    """Raise ConfigError where the folder of a model lies in `out`, whose old result `overwrite` deletes."""
+    if out.resolve() in (model.resolve(), *model.resolve().parents):
+        raise ConfigError(f"--model {model} lies in --out {out}; --overwrite would delete it. Choose another --out.")
+
+
 def prepare_output(out: Path, *, resume: bool = False, overwrite: bool = False, by: str = "train") -> None:
     """Make `out` ready for a run: `check_output`, then an existing folder with run/ in it.
 

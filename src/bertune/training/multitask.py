@@ -21,7 +21,7 @@ from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError, DataError, TrainingError, listed
 from bertune.evaluate.metrics import check_metric
 from bertune.files import disk_full, write_atomic, write_json
-from bertune.folder import MULTITASK, check_output, prepare_output, read_record
+from bertune.folder import MULTITASK, check_model_stays, check_output, prepare_output, read_record
 from bertune.hub import Source
 from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import EncoderConfig
@@ -108,8 +108,8 @@ def _run(
                 "Pass the same ones, or --overwrite to start anew."
             )
     earlier, folder, base = open_base(config.shared)
-    if overwrite and out.resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise ConfigError(f"--model {folder} lies in --out {out}; --overwrite would delete it. Choose another --out.")
+    if overwrite:
+        check_model_stays(folder, out)
     encoder, tokenizer = read_config(folder), Tokenizer.load(folder)
     check_fit(tokenizer, encoder, folder)
     if encoder.arch == "adapter":

@@ -19,7 +19,7 @@ from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError, DataError, TrainingError, listed
 from bertune.evaluate.curves import plot_pretraining
 from bertune.files import disk_full, write_atomic, write_json
-from bertune.folder import PRETRAINED, check_output, prepare_output, read_record
+from bertune.folder import PRETRAINED, check_model_stays, check_output, prepare_output, read_record
 from bertune.hub import Source
 from bertune.model.hubconfig import read_config, read_source
 from bertune.model.lowrank import is_adapter
@@ -196,8 +196,8 @@ def _model(config: Config, out: Path, *, overwrite: bool) -> tuple[Path | None, 
             f"--model {folder}: its encoder lies elsewhere, as of every result of LoRA or of bertune multitask. Make a "
             f"model of its own: bertune convert {folder} OUT, and pass --model OUT."
         )
-    if overwrite and out.resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise ConfigError(f"--model {folder} lies in --out {out}; --overwrite would delete it. Choose another --out.")
+    if overwrite:
+        check_model_stays(folder, out)
     return folder, base
 
 

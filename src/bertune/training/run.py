@@ -20,7 +20,7 @@ from bertune.data.tokens import Tokenizer
 from bertune.errors import ConfigError, Interrupted, TrainingError, listed
 from bertune.evaluate.metrics import check_metric, evaluate, metric_value
 from bertune.files import disk_full, to_json, write_atomic, write_json
-from bertune.folder import check_output, prepare_output, read_record
+from bertune.folder import check_model_stays, check_output, prepare_output, read_record
 from bertune.model.encoder import EncoderConfig
 from bertune.model.load import read_config
 from bertune.model.machine import Machine, check_device, check_kernels, choose_machine
@@ -88,8 +88,8 @@ def _run(
         return complete(out, config, say)
 
     folder, base = open_source(config.model.name, revision=config.model.revision)
-    if overwrite and out.resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise ConfigError(f"--model {folder} lies in --out {out}; --overwrite would delete it. Choose another --out.")
+    if overwrite:
+        check_model_stays(folder, out)
     encoder = read_config(folder)
     tokenizer = Tokenizer.load(folder)
     check_fit(tokenizer, encoder, folder)

@@ -91,7 +91,7 @@ def look_beside(encoder: Encoder, std: float) -> None:
     rates = FASTEST * (SLOWEST / FASTEST) ** torch.linspace(0, 1, pairs)  # radians a token
     angles = torch.arange(config.max_positions)[:, None] * rates
     positions.weight[:, : 2 * pairs] = torch.cat((angles.sin(), angles.cos()), dim=1) * std * 2**0.5
-    taken = torch.arange(min(size // 2, pairs))
+    taken = torch.arange(size // 2)
     sines, cosines = taken, taken + len(taken)  # rows of a head; the columns of cosines begin at `pairs`
     for layer in cast(list[Layer], list(encoder.layers))[: max(1, config.layers - 1)]:
         query, key = layer.qkv.weight[: config.hidden], layer.qkv.weight[config.hidden : 2 * config.hidden]

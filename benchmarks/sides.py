@@ -192,10 +192,15 @@ def products(spec: dict[str, Any], pacer: Pacer) -> None:
 
 
 class _Buffers:
-    """Memory taken once, so that a product costs the product alone."""
+    """Memory taken once, so that a product costs the product alone; by the processor's tiles where ours has them."""
 
     def __init__(self, dtype: torch.dtype) -> None:
+        from bertune.model import kernels
+        from bertune.model.machine import keep_memory
+
+        keep_memory()
         self.dtype = dtype
+        self.product = kernels.product if dtype == torch.bfloat16 and kernels.has_tiles() else None
         self.flat: dict[str, Tensor] = {}
 
     def take(self, name: str, *shape: int) -> Tensor:
@@ -207,6 +212,10 @@ class _Buffers:
     def linear(self, tokens: int, out: int, into: int) -> None:
         """y = x W', and the gradients of x and W."""
         x, weight, y = self.take("x", tokens, into), self.take(f"w{out},{into}", out, into), self.take("y", tokens, out)
+        if self.product is not None:
+            for left, right in ((x, weight.t()), (y, weight), (y.t(), x)):
+                self.product(left, right)
+            return
         torch.mm(x, weight.t(), out=y)
         torch.mm(y, weight, out=self.take("grad_x", tokens, into))
         torch.mm(y.t(), x, out=self.take(f"grad_w{out},{into}", out, into))

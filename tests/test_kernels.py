@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 
 from bertune.errors import ConfigError
-from bertune.model import kernels, machine
+from bertune.model import fused, kernels, machine
 from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import ACTIVATIONS, activation_table
 from bertune.model.kernels import Drop
 from bertune.model.noise import Noise, level, mask, mask_factor
+from bertune.model.pretraining import tied_loss
 from tiny_models import batch_of, loaded, random_rows, scrambled, tiny
 
 built = pytest.mark.skipif(kernels.library() is None, reason="kernels were not built: no C compiler at installation")
@@ -137,6 +138,82 @@ def test_attention_is_the_same_bits_for_any_number_of_threads() -> None:
         context, stats = kernels.attend(qkv, offset, longest=70, heads=3, drop=drop)
         made.append((context, kernels.attend_back(grad, qkv, stats, offset, longest=70, heads=3, drop=drop)))
     assert all(torch.equal(one, other) for again in made[1:] for one, other in zip(made[0], again, strict=True))
+
+
+tiled = pytest.mark.skipif(not kernels.has_tiles(), reason="no tiles (AMX) here, or kernels were not built")
+
+
+@tiled
+@pytest.mark.parametrize("lines", [1, 31, 32, 33, 300, 1700])
+@pytest.mark.parametrize(("into", "out"), [(32, 64), (384, 96), (96, 1568)])
+def test_products_of_tiles(lines: int, into: int, out: int) -> None:
+    """Forward, and both gradients; 1,700 tokens and 1,568 columns are more than is summed up at once."""
+    values, weight, bias = _random(lines, into, seed=1), _random(out, into, seed=2), _random(out, seed=3)
+    grad, before = _random(lines, out, seed=4), _random(lines, into, seed=5)
+    for left, right, add in (
+        (values, weight.t(), bias), (values, weight.t(), None), (grad, weight, before), (grad.t(), values, None)
+    ):
+        exact = left.double() @ right.double() + (0 if add is None else add.double())
+        found = kernels.product(left, right, add)
+        assert found.dtype == torch.bfloat16 and found.is_contiguous()
+        assert _close(found, exact, parts=1.01)
+
+
+@tiled
+def test_a_product_does_not_depend_on_threads_or_other_lines() -> None:
+    values, weight = _random(700, 1600, seed=1), _random(1600, 64, seed=2)
+    whole = kernels.product(values, weight)
+    assert torch.equal(kernels.product(values[:45], weight), whole[:45])
+    across = kernels.product(values.t(), values)
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        assert torch.equal(kernels.product(values, weight), whole)
+        assert torch.equal(kernels.product(values.t(), values), across)
+
+
+@tiled
+def test_numbers_that_are_not_finite_stay_where_they_are() -> None:
+    values, weight = _random(40, 64, seed=1), _random(32, 64, seed=2)
+    values[3, 5], values[39, 63] = torch.inf, torch.nan
+    finite = kernels.product(values, weight.t()).isfinite()
+    assert not finite[3].any() and not finite[39].any() and finite.sum() == 38 * 32
+
+
+@pytest.mark.parametrize(("lines", "depth", "columns"), [(3, 64, 26), (3, 17, 32), (0, 32, 32)])
+def test_products_that_tiles_do_not_take_are_those_of_torch(lines: int, depth: int, columns: int) -> None:
+    left, right, add = _random(lines, depth), _random(columns, depth, seed=1).t(), _random(columns, seed=2)
+    assert torch.equal(kernels.product(left, right, add), torch.addmm(add, left, right))
+    assert torch.equal(kernels.product(left.float(), right.float()), torch.mm(left.float(), right.float()))
+
+
+@built
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_linear_layer_and_its_gradients(with_bias: bool) -> None:
+    values, weight = _random(70, 64, seed=1).requires_grad_(), _random(96, 64, seed=2).requires_grad_()
+    bias = _random(96, seed=3).requires_grad_() if with_bias else None
+    leaves = [leaf for leaf in (values, weight, bias) if leaf is not None]
+    grad = _random(70, 96, seed=4)
+    found = fused.linear(values, weight, bias)
+    again = F.linear(values, weight, bias)
+    assert _close(found, again)
+    pairs = zip(*(torch.autograd.grad(out, leaves, grad) for out in (found, again)), strict=True)
+    assert all(_close(one, other) for one, other in pairs)
+
+
+@tiled
+def test_guessing_masks_over_any_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vocabularies are hardly ever a multiple of what tiles take."""
+    states, table = _random(50, 64, seed=1).float(), (0.1 * _random(1003, 64, seed=2)).float()
+    bias, targets = 0.1 * _random(1003, seed=3).float(), torch.arange(50) * 20
+    made = []
+    for tiles in (True, False):
+        monkeypatch.setattr(kernels, "has_tiles", lambda tiles=tiles: tiles)
+        leaves = [value.clone().requires_grad_() for value in (states, table, bias)]
+        loss = tied_loss(*leaves, targets, scale=0.5, dtype=torch.bfloat16)
+        made.append((loss, *torch.autograd.grad(loss, leaves)))
+    for found, expected in zip(*made, strict=True):
+        assert found.shape == expected.shape
+        assert (found - expected).norm() <= 0.01 * expected.norm()
 
 
 @built

@@ -17,7 +17,6 @@ typedef struct {
     int64_t each;
     const int64_t *offset; /* [rows + 1], tokens before each row */
     int64_t rows, heads, size;
-    int64_t shares; /* that the work is cut into, see share_of */
     float scale;
     drop_t drop; /* keys by token */
 } attend_t;
@@ -68,11 +67,6 @@ INLINE line_t open_lines(float **room, int wide) {
     float *scores = take(room, QUERIES * wide), *kept = take(room, wide);
     bf16 *weights = take(room, QUERIES * wide / 2), *slopes = take(room, QUERIES * wide / 2);
     return (line_t){scores, kept, weights, slopes, take(room, wide / 4 + BLOCK)};
-}
-
-/* Which share a head of a row belongs to: rows differ in length and heads do not, so each share has some of each row. */
-INLINE int64_t share_of(const attend_t *job, int64_t row, int64_t head) {
-    return job->heads % job->shares ? (row * job->heads + head) % job->shares : head * job->shares / job->heads;
 }
 
 static const w16 PLACES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};

@@ -153,18 +153,17 @@ INLINE void NAME(attend_unit_back)(const attend_t *job, int64_t row, int64_t hea
     }
 }
 
-static void NAME(attend_shares)(void *given, int64_t begin, int64_t end, int thread) {
+/* Units are the heads of the first row, of the second and so on. */
+static void NAME(attend_units)(void *given, int64_t begin, int64_t end, int thread) {
     const attend_t *job = given;
     float *room = job->room + thread * job->each;
-    for (int64_t share = begin; share < end; share++)
-        for (int64_t row = 0; row < job->rows; row++)
-            for (int64_t head = 0; head < job->heads; head++) {
-                if (share_of(job, row, head) != share) continue;
-                if (job->grad)
-                    NAME(attend_unit_back)(job, row, head, room);
-                else
-                    NAME(attend_unit)(job, row, head, room);
-            }
+    for (int64_t unit = begin; unit < end; unit++) {
+        int64_t row = unit / job->heads, head = unit % job->heads;
+        if (job->grad)
+            NAME(attend_unit_back)(job, row, head, room);
+        else
+            NAME(attend_unit)(job, row, head, room);
+    }
 }
 
 #undef NAME

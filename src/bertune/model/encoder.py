@@ -18,6 +18,7 @@ from bertune.data.batch import Batch
 from bertune.errors import ModelError
 from bertune.model import fused, kernels
 from bertune.model.attention import Plan, attention, attention_of_first, plan_attention
+from bertune.model.kernels import has_tiles
 from bertune.model.machine import to_device
 from bertune.model.noise import Noise, mask, mask_factor
 
@@ -215,6 +216,15 @@ class Embeddings(nn.Module):
         return total if self.project is None else self.project(total)
 
 
+class Linear(nn.Linear):
+    """A linear layer whose products the processor's tiles may compute."""
+
+    tiles = False
+
+    def forward(self, values: Tensor) -> Tensor:
+        return fused.linear(values, self.weight, self.bias) if self.tiles else super().forward(values)
+
+
 class Layer(nn.Module):
     """Attention and feed-forward; norms follow each (post-norm), or precede each (modernbert)."""
 
@@ -223,13 +233,13 @@ class Layer(nn.Module):
         self.config = config
         self.window = config.local_window if number in config.local_layers else -1
         hidden, gated = config.hidden, config.arch == "modernbert"
-        self.qkv = nn.Linear(hidden, 3 * hidden, bias=config.attention_bias)
-        self.out = nn.Linear(hidden, hidden, bias=config.attention_bias)
+        self.qkv = Linear(hidden, 3 * hidden, bias=config.attention_bias)
+        self.out = Linear(hidden, hidden, bias=config.attention_bias)
         # modernbert's embeddings are normed, so its first layer has no norm before attention
         has_norm1 = not (config.pre_norm and number == 0)
         self.norm1 = Norm(hidden, config.norm_eps, config.norm_bias) if has_norm1 else None
-        self.up = nn.Linear(hidden, config.ffn * (2 if gated else 1), bias=config.bias)
-        self.down = nn.Linear(config.ffn, hidden, bias=config.bias)
+        self.up = Linear(hidden, config.ffn * (2 if gated else 1), bias=config.bias)
+        self.down = Linear(config.ffn, hidden, bias=config.bias)
         self.norm2 = Norm(hidden, config.norm_eps, config.norm_bias)
         self.compiled = False  # whether kernels.c computes it
 
@@ -347,14 +357,15 @@ class Encoder(nn.Module):
     def compute_in(self, dtype: torch.dtype, *, kernels: str = "torch") -> Encoder:
         """Keep the weights of the layers' matrix products in `dtype`, and compute in it; all else stays fp32.
 
-        kernels: torch, or compiled: then kernels.c computes those layers that it can, if `dtype` is bf16.
+        kernels: torch, or compiled: then kernels.c computes what it can, layers or their products, if `dtype` is bf16.
         """
         self.compute_dtype = dtype
-        compiled = kernels == "compiled" and dtype == torch.bfloat16 and fused.takes(self.config)
+        compiled = kernels == "compiled" and dtype == torch.bfloat16
+        layers_too = compiled and fused.takes(self.config)
         for layer in cast(list[Layer], list(self.layers)):
-            layer.compiled = compiled
+            layer.compiled = layers_too
             for linear in (layer.qkv, layer.out, layer.up, layer.down):
-                linear.to(dtype)
+                linear.to(dtype).tiles = compiled and has_tiles()
         return self
 
     def forward(

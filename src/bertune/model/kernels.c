@@ -53,43 +53,54 @@ INLINE float exponential(float x) { /* relative error below 5e-7 between -87 and
 
 /* Threads ---------------------------------------------------------------------------------------------------------- */
 
-typedef void (*work_t)(void *job, int64_t begin, int64_t end, int thread);
+typedef void (*work_t)(void *job, int64_t begin, int64_t end, int place);
 
 typedef struct {
     work_t work;
     void *job;
     int64_t count;
-    int threads;
+    int pieces, next;
+    int by_piece; /* whether `place` is the number of the piece, or that of the thread */
 } share_t;
 
+#define PIECES 4 /* of the work for each thread: whoever is done takes the next, for cores are not always equally fast */
+
 static void (*pool)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel of torch's own runtime */
-static int (*own_number)(void), (*team_size)(void);
+static int (*own_number)(void);
 
-const int bertune_version = 2; /* raise it with every change of a signature; kernels.py checks it */
+const int bertune_version = 3; /* raise it with every change of a signature; kernels.py checks it */
 
-void bertune_init(void *parallel, void *thread_number, void *thread_count) {
+void bertune_init(void *parallel, void *thread_number) {
     pool = (void (*)(void (*)(void *), void *, unsigned, unsigned))parallel;
     own_number = (int (*)(void))thread_number;
-    team_size = (int (*)(void))thread_count;
 }
 
-static void one_share(void *given) {
+static void take_pieces(void *given) {
     share_t *share = given;
-    int team = team_size(); /* it may be smaller than was asked for; the shares stay what they are */
-    for (int thread = own_number(); thread < share->threads; thread += team) {
-        int64_t begin = share->count * thread / share->threads, end = share->count * (thread + 1) / share->threads;
-        if (begin < end) share->work(share->job, begin, end, thread);
+    int piece;
+    while ((piece = __atomic_fetch_add(&share->next, 1, __ATOMIC_RELAXED)) < share->pieces) {
+        int64_t begin = share->count * piece / share->pieces, end = share->count * (piece + 1) / share->pieces;
+        if (begin < end) share->work(share->job, begin, end, share->by_piece ? piece : own_number());
     }
 }
 
-/* `count` units of `size` bytes each; little work is not worth waking others for. */
-static void run(work_t work, void *job, int64_t count, int64_t size, int threads) {
-    if (threads < 2 || count * size < 32768 || !pool) {
+static void cut(work_t work, void *job, int64_t count, int64_t size, int threads, int by_piece) {
+    if (threads < 2 || count * size < 32768 || !pool) { /* too little to wake others for */
         work(job, 0, count, 0);
         return;
     }
-    share_t share = {work, job, count, threads};
-    pool(one_share, &share, (unsigned)threads, 0);
+    share_t share = {work, job, count, PIECES * threads, 0, by_piece};
+    pool(take_pieces, &share, (unsigned)threads, 0);
+}
+
+/* `count` units of `size` bytes each; what they compute does not depend on who does it. */
+static void run(work_t work, void *job, int64_t count, int64_t size, int threads) {
+    cut(work, job, count, size, threads, 0);
+}
+
+/* The same for what adds up: each of PIECES * threads pieces has a place for its sums, and always the same units. */
+static void run_sums(work_t work, void *job, int64_t count, int64_t size, int threads) {
+    cut(work, job, count, size, threads, 1);
 }
 
 /* Dropout: the bytes of a line come from its key and the site, as in model/noise.py -------------------------------- */
@@ -130,6 +141,10 @@ INLINE void factors(const drop_t *drop, int64_t line, uint32_t head, int64_t wid
     for (int place = 0; place < wide; place++) out[place] = bytes[place] >= level ? factor : 0.0f;
 }
 
+/* Matrix products -------------------------------------------------------------------------------------------------- */
+
+#include "products.h"
+
 /* Attention of every token ------------------------------------------------------------------------------------------ */
 
 #include "attend.h"
@@ -145,10 +160,11 @@ int64_t bertune_room(int64_t longest, int64_t size) {
 void bertune_attend(const bf16 *qkv, bf16 *context, bf16 *grad, float *stats, float *room, const int64_t *offset,
                     int64_t each, int64_t rows, int64_t heads, int64_t size, float scale, const uint32_t *keys,
                     uint32_t site, int level, float factor, int threads) {
-    attend_t job = {qkv, context, grad, stats, room, each, offset, rows, heads, size, threads,
-                    scale, {keys, site, level, factor}};
+    attend_t job = {qkv, context, grad, stats, room, each, offset, rows, heads, size, scale,
+                    {keys, site, level, factor}};
     int fast = bertune_pairs && __builtin_cpu_supports("avx512bf16");
-    run(fast ? attend_shares_pairs : attend_shares_plain, &job, threads, offset[rows] * heads * size * 16 / threads, threads);
+    int64_t each_unit = offset[rows] * size * 16 / (rows ? rows : 1);
+    run(fast ? attend_units_pairs : attend_units_plain, &job, rows * heads, each_unit, threads);
 }
 
 /* Attention of the first token of each row alone: no groups, no padding, no product worth its call ----------------- */
@@ -262,7 +278,7 @@ typedef struct {
     bf16 *out;                   /* forward: the result; backward: gradient of the residual */
     const bf16 *grad;            /* backward only */
     bf16 *grad_update;           /* backward: gradient of the update; `out` itself where nothing was dropped */
-    float *sums;                 /* backward: [threads, 3, width]: gradients of weight and shift, sum of grad_update */
+    float *sums;                 /* backward: [pieces, 3, width]: gradients of weight and shift, sum of grad_update */
     int64_t width;
     float eps;
     drop_t drop;
@@ -309,11 +325,11 @@ FAST static void norm_lines(void *job, int64_t begin, int64_t end, int thread) {
     }
 }
 
-FAST static void norm_back_lines(void *job, int64_t begin, int64_t end, int thread) {
+FAST static void norm_back_lines(void *job, int64_t begin, int64_t end, int piece) {
     const norm_t *norm = job;
     int width = (int)norm->width;
     const float *restrict weight = norm->weight;
-    float *restrict grad_weight = norm->sums + thread * 3 * width;
+    float *restrict grad_weight = norm->sums + piece * 3 * width;
     float *restrict grad_shift = grad_weight + width;
     float *restrict grad_sum = grad_shift + width;
     float kept[ROOM], apart[ROOM], scaled[ROOM];
@@ -364,7 +380,7 @@ void bertune_norm_back(bf16 *total, const bf16 *grad, const float *weight, float
                        float *sums, int64_t lines, int64_t width, const uint32_t *keys, uint32_t site, int level,
                        float factor, int threads) {
     norm_t job = {total, 0, weight, 0, stats, out, grad, grad_update, sums, width, 0.0f, {keys, site, level, factor}};
-    run(norm_back_lines, &job, lines, width * 8, threads);
+    run_sums(norm_back_lines, &job, lines, width * 8, threads);
 }
 
 /* Activation and sums over tokens ---------------------------------------------------------------------------------- */
@@ -373,7 +389,7 @@ typedef struct {
     bf16 *values;          /* look_up: in, x; out, the derivative. times: in and out. */
     bf16 *other;           /* look_up: out, the result. times: the derivative, NULL for 1. */
     const uint32_t *table; /* look_up: [65536], result in the lower half, derivative in the upper */
-    float *sums;           /* times: [threads, width] */
+    float *sums;           /* times: [pieces, width] */
     int64_t width;
 } point_t;
 
@@ -388,10 +404,10 @@ FAST static void look_up_values(void *job, int64_t begin, int64_t end, int threa
     }
 }
 
-FAST static void times_lines(void *job, int64_t begin, int64_t end, int thread) {
+FAST static void times_lines(void *job, int64_t begin, int64_t end, int piece) {
     const point_t *point = job;
     int width = (int)point->width;
-    float *restrict sums = point->sums + thread * width;
+    float *restrict sums = point->sums + piece * width;
     for (int64_t line = begin; line < end; line++) {
         bf16 *restrict values = point->values + line * width;
         if (point->other) {
@@ -415,7 +431,7 @@ void bertune_look_up(bf16 *values, bf16 *out, const uint32_t *table, int64_t cou
 
 void bertune_times(bf16 *values, bf16 *other, float *sums, int64_t lines, int64_t width, int threads) {
     point_t job = {values, other, 0, sums, width};
-    run(times_lines, &job, lines, width * 6, threads);
+    run_sums(times_lines, &job, lines, width * 6, threads);
 }
 
 /* Adam -------------------------------------------------------------------------------------------------------------- */
@@ -427,7 +443,7 @@ typedef struct {
     const float *grad;
     float scale; /* of the gradient, from clipping */
     float beta1, beta2, rate, root, eps, keep;
-    double *sums; /* square_sum: [threads] */
+    double *sums; /* square_sum: [pieces] */
 } adam_t;
 
 /* As Loshchilov and Hutter 2019 with bias correction: keep = 1 - lr decay, rate = lr / (1 - beta1^t),
@@ -456,7 +472,7 @@ FAST static void adam_values(void *job, int64_t begin, int64_t end, int thread) 
         for (int64_t place = begin; place < end; place++) adam.low[place] = down(adam.weight[place]);
 }
 
-FAST static void square_values(void *job, int64_t begin, int64_t end, int thread) {
+FAST static void square_values(void *job, int64_t begin, int64_t end, int piece) {
     const adam_t *adam = job;
     double total = 0.0;
     for (int64_t from = begin; from < end; from += 4096) { /* fp32 sums of a few thousand keep their digits */
@@ -468,7 +484,7 @@ FAST static void square_values(void *job, int64_t begin, int64_t end, int thread
             for (int64_t place = from; place < to; place++) part += adam->grad[place] * adam->grad[place];
         total += part;
     }
-    adam->sums[thread] = total;
+    adam->sums[piece] = total;
 }
 
 /* Blocks of this many values go through the cache once for the update and the copy in bf16. */
@@ -486,5 +502,5 @@ void bertune_adam(float *weight, float *mean, float *square, bf16 *low, const bf
 
 void bertune_square_sum(const bf16 *grad_low, const float *grad, double *sums, int64_t count, int threads) {
     adam_t job = {0, 0, 0, 0, grad_low, grad, 1.0f, 0, 0, 0, 0, 0, 0, sums};
-    run(square_values, &job, count, 2, threads);
+    run_sums(square_values, &job, count, 2, threads);
 }

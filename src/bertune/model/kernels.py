@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 LONGEST = 8192  # the widest line that kernels.c takes
-_VERSION = 2  # of its signatures
+_VERSION = 3  # of its signatures
+_PIECES = 4  # that it cuts the work of each thread into: sums of each have a place
 
 _PROTOTYPES = {  # p: pointer, n: int64, i: int, u: uint32, f: float
     "attend": "ppppppnnnnfpuifi",
@@ -31,6 +32,7 @@ _PROTOTYPES = {  # p: pointer, n: int64, i: int, u: uint32, f: float
     "times": "pppnni",
     "adam": "ppppppnfffffffi",
     "square_sum": "pppni",
+    "product": "pppppnnnnnnniii",
 }
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "i": ctypes.c_int, "u": ctypes.c_uint32, "f": ctypes.c_float}
 
@@ -64,7 +66,7 @@ def library() -> ctypes.CDLL | None:
             pool = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
             loaded = ctypes.CDLL(found.origin)
             version = ctypes.c_int.in_dll(loaded, "bertune_version").value
-            entries = pool.GOMP_parallel, pool.omp_get_thread_num, pool.omp_get_num_threads
+            entries = pool.GOMP_parallel, pool.omp_get_thread_num
         except (OSError, AttributeError, ValueError):
             continue
         if version != _VERSION:  # built from other sources than these
@@ -74,6 +76,8 @@ def library() -> ctypes.CDLL | None:
             function = getattr(loaded, f"bertune_{name}")
             function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
         loaded.bertune_room.argtypes, loaded.bertune_room.restype = [ctypes.c_int64, ctypes.c_int64], ctypes.c_int64
+        loaded.bertune_product_room.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int, ctypes.c_int]
+        loaded.bertune_product_room.restype = ctypes.c_int64
         return loaded
     return None
 
@@ -89,6 +93,42 @@ def _library() -> ctypes.CDLL:
     found = library()
     assert found is not None, "kernels are asked for only where library() found them"
     return found
+
+
+SIDE = 32  # of the squares that products.h computes
+
+
+def has_tiles() -> bool:
+    """Whether the library is there and computes matrix products with the processor's tiles (AMX)."""
+    found = library()
+    return found is not None and bool(found.bertune_tiles())
+
+
+def takes(values: Tensor) -> bool:
+    """Whether tiles may compute products of such values."""
+    return values.device.type == "cpu" and values.dtype == torch.bfloat16 and has_tiles()
+
+
+def product(left: Tensor, right: Tensor, add: Tensor | None = None) -> Tensor:
+    """`left` [lines, depth] times `right` [depth, columns], plus `add`, [columns] or [lines, columns]; all of one type.
+
+    Either side may be the transpose of a tensor. Tiles add up in fp32, and in one order, whatever the number of lines
+    or threads; products that they do not take are torch's.
+    """
+    (lines, depth), columns = left.shape, right.shape[1]
+    across, turned = left.stride(1) != 1, right.stride(1) != 1
+    plain = left.stride(int(not across)) == 1 == right.stride(int(not turned))
+    whole = plain and columns % SIDE == 0 and (lines if across else depth) % SIDE == 0 and not (turned and depth % SIDE)
+    if not (whole and lines and depth and takes(left)):
+        return torch.mm(left, right) if add is None else torch.addmm(add, left, right)
+    out, threads = torch.empty(lines, columns, dtype=left.dtype), torch.get_num_threads()
+    room = torch.empty(_library().bertune_product_room(columns, depth, across, threads), dtype=torch.uint8)
+    _library().bertune_product(
+        left.data_ptr(), right.data_ptr(), None if add is None else add.data_ptr(), out.data_ptr(), room.data_ptr(),
+        left.stride(int(across)), right.stride(int(turned)), 0 if add is None or add.dim() == 1 else add.stride(0),
+        columns, lines, columns, depth, across, turned, threads,
+    )
+    return out
 
 
 def attend(
@@ -186,7 +226,7 @@ def norm_back(
     lines, width = grad.shape
     out, threads = torch.empty_like(grad), torch.get_num_threads()
     update = out if drop is None else torch.empty_like(grad)
-    sums = torch.zeros(threads, 3, width)
+    sums = torch.zeros(_PIECES * threads, 3, width)
     _library().bertune_norm_back(
         total.data_ptr(), grad.data_ptr(), weight.data_ptr(), stats.data_ptr(), out.data_ptr(), update.data_ptr(),
         sums.data_ptr(), lines, width, *_none(drop), threads,
@@ -218,7 +258,7 @@ def times_and_sum(values: Tensor, other: Tensor | None) -> Tensor:
     """Multiply `values` [lines, width] by `other` in place; float32 [width], the sums over lines."""
     lines, width = values.shape
     threads = torch.get_num_threads()
-    sums = torch.zeros(threads, width)
+    sums = torch.zeros(_PIECES * threads, width)
     _library().bertune_times(
         values.data_ptr(), None if other is None else other.data_ptr(), sums.data_ptr(), lines, width, threads
     )
@@ -244,9 +284,9 @@ def adam(
 def square_sum(grads: list[Tensor]) -> float:
     """Sum of the squares of all `grads`, fp32 or bf16."""
     threads = torch.get_num_threads()
-    sums = torch.zeros(len(grads), threads, dtype=torch.float64)
+    sums = torch.zeros(len(grads), _PIECES * threads, dtype=torch.float64)
     for place, grad in enumerate(grads):
-        half, out = grad.dtype == torch.bfloat16, sums.data_ptr() + 8 * threads * place
+        half, out = grad.dtype == torch.bfloat16, sums[place].data_ptr()
         address = grad.data_ptr()
         _library().bertune_square_sum(
             address if half else None, None if half else address, out, grad.numel(), threads

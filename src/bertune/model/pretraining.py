@@ -20,6 +20,7 @@ from bertune.files import atomic_path, write_json
 from bertune.model.classifier import EncoderModel
 from bertune.model.encoder import ACTIVATIONS, Encoder, EncoderConfig, Norm, initialize
 from bertune.model.hubconfig import CONFIG, HEAD_KEY, model_type, parse_config, read_source
+from bertune.model.kernels import SIDE, product, takes
 from bertune.model.load import CLASS_NAMES, OUTDATED, LoadReport, fill, state_by_names, with_dropout
 from bertune.model.machine import to_device
 from bertune.model.names import MASKED, TIED, plain_name, pretraining_names
@@ -126,7 +127,8 @@ class PretrainingModel(EncoderModel):
         """Final states [n, hidden] -> scores of the vocabulary [n, vocabulary], fp32."""
         assert self.head.masked is not None
         dtype = self.encoder.compute_dtype
-        scores = torch.mm(self.head.masked(states).to(dtype), self.table.to(dtype).t()).float()
+        low = self.head.masked(states).to(dtype)
+        scores = product(low, whole_table(self.table, dtype).t())[:, : len(self.table)].float()
         return scores if self.head.masked.bias is None else scores + self.head.masked.bias
 
     def _states(self, sample: Sample, noise: Noise | None) -> tuple[Tensor | None, Tensor | None]:
@@ -162,13 +164,13 @@ class _TiedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, table: Tensor, bias: Tensor | None, *given: Any) -> Tensor:
         targets, scale, dtype = given
-        low, weights = states.to(dtype), table.to(dtype)
-        scores = torch.mm(low, weights.t())
+        low, weights = states.to(dtype), whole_table(table, dtype)
+        scores = product(low, weights.t())
         grad_bias = None if bias is None else torch.zeros_like(bias)
         total = torch.zeros((), device=states.device)
         rows = CPU_ROWS if states.device.type == "cpu" else GPU_ROWS
         for begin in range(0, len(scores), rows):
-            part, truth = scores[begin : begin + rows].float(), targets[begin : begin + rows]
+            part, truth = scores[begin : begin + rows, : len(table)].float(), targets[begin : begin + rows]
             line = torch.arange(len(part), device=part.device)
             if bias is not None:
                 part += bias
@@ -179,8 +181,9 @@ class _TiedLoss(torch.autograd.Function):
             part *= scale
             if grad_bias is not None:
                 grad_bias += part.sum(0)
-            scores[begin : begin + rows] = part
-        grads = [torch.mm(scores, weights).to(states.dtype), torch.mm(scores.t(), low).to(table.dtype)]
+            scores[begin : begin + rows, : len(table)] = part
+        scores[:, len(table) :] = 0
+        grads = [product(scores, weights).to(states.dtype), product(scores.t(), low)[: len(table)].to(table.dtype)]
         ctx.save_for_backward(*grads, *([] if grad_bias is None else [grad_bias]))
         return total * scale
 
@@ -190,6 +193,12 @@ class _TiedLoss(torch.autograd.Function):
         if not (grads[0].device.type == "cpu" and grads[0].item() == 1):  # 1 wherever the loss is the end
             found = tuple(value * grads[0] for value in found)
         return (*found, *([None] * (6 - len(found))))
+
+
+def whole_table(table: Tensor, dtype: torch.dtype) -> Tensor:
+    """`table` [vocabulary, width] in `dtype`, with rows of zeros up to a number of rows that tiles take."""
+    low = table.to(dtype)
+    return F.pad(low, (0, 0, 0, -len(low) % SIDE)) if takes(low) else low
 
 
 def tied_loss(

@@ -13,7 +13,7 @@ ORDER = ["-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassoci
 KERNELS = Extension(
     "bertune.model._kernels",
     sources=["src/bertune/model/kernels.c"],
-    depends=[f"src/bertune/model/{name}.h" for name in ("attend", "attend_units", "products")],
+    depends=[f"src/bertune/model/{name}.h" for name in ("attend", "attend_tiles", "attend_units", "products")],
     extra_compile_args=["-O3", "-std=gnu11", "-mprefer-vector-width=512", *ORDER],
     optional=True,
 )

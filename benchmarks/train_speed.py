@@ -100,10 +100,10 @@ def _against_best(common: dict[str, Any], options: argparse.Namespace, result: d
     """(b): the best that can be set in the Trainer; which attention is faster on a processor depends on the lengths."""
     best = {**common, "side": "trainer", "batch": 128, "precision": "bf16", "grouped": True, "keep_memory": True}
     ours = {**common, "side": "ours", "batch": 128, "precision": "auto"}
-    specs = {"b_sdpa": {**best, "attention": "sdpa"}, "b_eager": {**best, "attention": "eager"}, "b_ours": ours,
-             "b_products": None}
+    theirs = {f"b_{attention}": {**best, "attention": attention} for attention in options.attention}
+    specs: dict[str, dict[str, Any] | None] = {**theirs, "b_ours": ours, "b_products": None}
     with _together(specs, options, result["sides"]) as workers:
-        ratios = {name: ratio(workers["b_ours"], workers[name]) for name in ("b_sdpa", "b_eager")}
+        ratios = {name: ratio(workers["b_ours"], workers[name]) for name in theirs}
         share = ratio(workers["b_ours"], workers["b_products"])
     faster = min(ratios, key=ratios.__getitem__)
     result["loss"]["b"] = _losses(ours, specs[faster] or {}, _loss_steps(options), options)
@@ -190,6 +190,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=float, help="untimed seconds first (default a fifth of --seconds)")
     parser.add_argument("--sets", type=lambda text: text.split(","), default=["snli", "papers"], help="snli,papers")
     parser.add_argument("--only", type=lambda text: text.split(","), default=["a", "b", "c"], help="a,b,c")
+    parser.add_argument("--attention", type=lambda text: text.split(","), default=["sdpa", "eager"],
+                        help="attentions that b tries (sdpa,eager); all are held in memory at once")
     parser.add_argument("--model", type=Path, help="encoder with MiniLM's vocabulary (default: MiniLM itself)")
     parser.add_argument("--threads", type=int, help="threads of each side (default: what each chooses)")
     parser.add_argument("--loss-steps", type=int, help="steps of the comparison of losses (default 40 at most)")
@@ -197,6 +199,7 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     unknown = [name for name in options.sets if name not in ("snli", "papers")]
     unknown += [name for name in options.only if name not in ("a", "b", "c")]
+    unknown += [name for name in options.attention if name not in ("sdpa", "eager")]
     if unknown or not options.data.is_dir():
         parser.error(f"{unknown[0]} is not a choice" if unknown else f"--data {options.data}: no such folder")
     if options.warm_up is None:

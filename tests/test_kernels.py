@@ -82,11 +82,11 @@ def test_norm_and_its_gradient(dropout: bool, width: int) -> None:
     assert torch.allclose(sums[2], leaves[0].grad.sum(dim=0), rtol=0.01, atol=0.1)
 
 
-@pytest.fixture(params=["pairs", "plain"])
+@pytest.fixture(params=["plain", "pairs", "tiles"])
 def instructions(request: pytest.FixtureRequest) -> str:
-    """With the processor's products of bf16 pairs, where it has them, and without."""
-    switch = ctypes.c_int.in_dll(kernels.library(), "bertune_pairs")
-    before, switch.value = switch.value, request.param == "pairs"
+    """With the processor's tiles, with its products of bf16 pairs, where it has them, and without."""
+    switch = ctypes.c_int.in_dll(kernels.library(), "bertune_with")
+    before, switch.value = switch.value, ["plain", "pairs", "tiles"].index(request.param)
     yield request.param
     switch.value = before
 

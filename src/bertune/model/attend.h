@@ -5,7 +5,7 @@
  * read bf16 in pairs along the dimension they sum over, so one side is laid out for that first: `turn` and `weave`.
  *
  * Here is what happens to a line of scores; attend_units.h, which has the products, is compiled with and without the
- * processor's instructions for pairs of bf16.
+ * processor's instructions for pairs of bf16; attend_tiles.h has them for processors with tiles.
  */
 
 typedef struct {
@@ -37,7 +37,7 @@ typedef struct {
     float *stats;
     int64_t stride, hidden, token;
     uint32_t head;
-    int length, wide, columns; /* tokens; these, and the head's size, up to whole vectors */
+    int length, wide, columns; /* tokens; these (tiles: up to whole tiles) and the head's size, up to whole vectors */
 } unit_t;
 
 /* Lines for QUERIES queries, each `wide` values. */
@@ -149,12 +149,12 @@ INLINE void risen(v16 *scores, float top, float scale, int left) {
 
 /* Scores of `many` queries to weights after dropout. Each part for all of them: none waits for the one before. */
 INLINE void weigh(const attend_t *job, const unit_t *unit, const line_t *lines, int first, int many) {
-    int wide = unit->wide, length = unit->length;
+    int wide = unit->wide, length = unit->length, filled = (int)whole(length);
     float *kept = lines->kept, tops[QUERIES], totals[QUERIES];
     for (int line = 0; line < many; line++) tops[line] = highest(lines->scores + line * wide, length);
     for (int line = 0; line < many; line++) {
         v16 total = {0};
-        for (int key = 0; key < wide; key += BLOCK) {
+        for (int key = 0; key < filled; key += BLOCK) {
             v16 *scores = (v16 *)(lines->scores + line * wide + key);
             risen(scores, tops[line], job->scale, length - key);
             total += *scores;
@@ -167,7 +167,7 @@ INLINE void weigh(const attend_t *job, const unit_t *unit, const line_t *lines, 
         unit->stats[2 * (first + line) + 1] = share;
         if (job->drop.keys)
             factors(&job->drop, unit->token + first + line, unit->head, length, lines->words, kept);
-        for (int key = 0; key < wide; key += BLOCK) {
+        for (int key = 0; key < filled; key += BLOCK) {
             v16 weights = *(v16 *)(lines->scores + line * wide + key) * share;
             if (job->drop.keys) weights *= *(v16 *)(kept + key);
             down_all(&weights, lines->weights + line * wide + key);
@@ -178,14 +178,14 @@ INLINE void weigh(const attend_t *job, const unit_t *unit, const line_t *lines, 
 /* Scores of `many` queries, and `given`, the gradient of their dropped weights, to these weights and the slopes: the
  * gradient of the scores before scaling. The lines that remain of QUERIES become zero. */
 INLINE void weigh_back(const attend_t *job, const unit_t *unit, const line_t *lines, float *given, int first, int many) {
-    int wide = unit->wide, length = unit->length;
+    int wide = unit->wide, length = unit->length, filled = (int)whole(length);
     float *kept = lines->kept, totals[QUERIES];
     for (int line = 0; line < many; line++) {
         float top = unit->stats[2 * (first + line)], share = unit->stats[2 * (first + line) + 1];
         v16 total = {0};
         if (job->drop.keys)
             factors(&job->drop, unit->token + first + line, unit->head, length, lines->words, kept);
-        for (int key = 0; key < wide; key += BLOCK) {
+        for (int key = 0; key < filled; key += BLOCK) {
             v16 *weights = (v16 *)(lines->scores + line * wide + key), *slopes = (v16 *)(given + line * wide + key);
             risen(weights, top, job->scale, length - key);
             *weights *= share;
@@ -200,7 +200,7 @@ INLINE void weigh_back(const attend_t *job, const unit_t *unit, const line_t *li
         totals[line] = sum_of(&total);
     }
     for (int line = 0; line < many; line++)
-        for (int key = 0; key < wide; key += BLOCK) {
+        for (int key = 0; key < filled; key += BLOCK) {
             int place = line * wide + key;
             v16 slopes = *(v16 *)(lines->scores + place) * (*(v16 *)(given + place) - totals[line]) * job->scale;
             down_all(&slopes, lines->slopes + place);

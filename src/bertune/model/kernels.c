@@ -148,13 +148,15 @@ INLINE void factors(const drop_t *drop, int64_t line, uint32_t head, int64_t wid
 /* Attention of every token ------------------------------------------------------------------------------------------ */
 
 #include "attend.h"
+#include "attend_tiles.h"
 
-int bertune_pairs = 1; /* 0: without the processor's products of bf16 pairs, for tests */
+int bertune_with = 2; /* at most: 2, tiles; 1, the processor's products of bf16 pairs; 0, neither. For tests. */
 
 /* Floats that a thread needs for rows of up to `longest` tokens. */
 int64_t bertune_room(int64_t longest, int64_t size) {
-    int64_t wide = whole(longest), columns = whole(size);
-    return wide * (size + 7 * columns / 2 + TOGETHER + 4 * QUERIES + 2) + QUERIES * columns + 32 * BLOCK;
+    int64_t wide = whole(longest), columns = whole(size), with_tiles = tiles_room(longest, size);
+    int64_t room = wide * (size + 7 * columns / 2 + TOGETHER + 4 * QUERIES + 2) + QUERIES * columns + 32 * BLOCK;
+    return room > with_tiles ? room : with_tiles;
 }
 
 void bertune_attend(const bf16 *qkv, bf16 *context, bf16 *grad, float *stats, float *room, const int64_t *offset,
@@ -162,9 +164,9 @@ void bertune_attend(const bf16 *qkv, bf16 *context, bf16 *grad, float *stats, fl
                     uint32_t site, int level, float factor, int threads) {
     attend_t job = {qkv, context, grad, stats, room, each, offset, rows, heads, size, scale,
                     {keys, site, level, factor}};
-    int fast = bertune_pairs && __builtin_cpu_supports("avx512bf16");
-    int64_t each_unit = offset[rows] * size * 16 / (rows ? rows : 1);
-    run(fast ? attend_units_pairs : attend_units_plain, &job, rows * heads, each_unit, threads);
+    work_t units = bertune_with && __builtin_cpu_supports("avx512bf16") ? attend_units_pairs : attend_units_plain;
+    if (bertune_with > 1 && size % SIDE == 0 && bertune_tiles()) units = attend_units_tiles;
+    run(units, &job, rows * heads, offset[rows] * size * 16 / (rows ? rows : 1), threads);
 }
 
 /* Attention of the first token of each row alone: no groups, no padding, no product worth its call ----------------- */

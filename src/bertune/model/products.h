@@ -21,7 +21,7 @@
 #define AHEAD 2 /* squares of a panel that are called for before they are needed */
 
 typedef struct {
-    const bf16 *left, *right; /* one value of the left is at [line * left_step + depth], or across if turned; so right */
+    const bf16 *left, *right; /* a value of the left is at [line * left_step + depth], or across if turned; so right */
     const bf16 *add;          /* added to the result, a line for each or (add_step 0) one for all; NULL: nothing */
     bf16 *out;                /* [lines, columns], `out_step` from line to line */
     int64_t left_step, right_step, add_step, out_step, lines, columns, depth;
@@ -125,7 +125,7 @@ static void lay_panels(void *given, int64_t begin, int64_t end, int thread) {
     }
 }
 
-/* SIDE lines of the left side, from `line` on, [SIDE, steps * SIDE] of its depth from `from` on; zero beyond its ends. */
+/* [SIDE, steps * SIDE]: the left side from `line`, and from `from` of its depth, on; zero beyond its ends. */
 INLINE void lay_lines(const product_t *job, int64_t line, int64_t from, int64_t steps, bf16 *to) {
     int64_t wide = steps * SIDE, step = job->left_step;
     if (!job->left_turned) {
@@ -215,14 +215,19 @@ INLINE void add_square(const bf16 *left, int64_t step, const bf16 *panel, int64_
     _tile_stored(3, sums + 16 * SIDE + 16, SIDE * 4);
 }
 
-static void product_blocks(void *given, int64_t begin, int64_t end, int thread) {
-    const product_t *job = given;
+/* All tiles are 16 lines of 64 bytes. Each thread says so before it computes, for others set them as they like. */
+INLINE void open_tiles(void) {
     static const struct {
         uint8_t palette, start, none[14];
         uint16_t bytes[16];
         uint8_t rows[16];
     } shape = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
     _tile_loadconfig(&shape);
+}
+
+static void product_blocks(void *given, int64_t begin, int64_t end, int thread) {
+    const product_t *job = given;
+    open_tiles();
     int64_t steps = steps_of(job->depth), most = deep_of(job->left_turned);
     int64_t panels = job->columns / SIDE, many = LINES / SIDE, turn = 0;
     float *sums = (float *)(job->room + thread * job->each);
@@ -251,11 +256,10 @@ static void product_blocks(void *given, int64_t begin, int64_t end, int thread) 
                     const bf16 *right = job->panels + (panel * steps + step) * SQUARE;
                     int64_t place = step || !last ? panel * many + each : (turn ^= 1), line = (block + each) * SIDE;
                     add_square(lines[each], left_steps[each], right, deep, sums + place * SQUARE, step == 0, &pending);
-                    if (last)
-                        pending = (pending_t){sums + place * SQUARE,
-                                              job->add ? job->add + line * job->add_step + panel * SIDE : 0,
-                                              job->out + line * job->out_step + panel * SIDE, job->add_step, job->out_step,
-                                              job->lines - line < SIDE ? job->lines - line : SIDE};
+                    const bf16 *add = job->add ? job->add + line * job->add_step + panel * SIDE : 0;
+                    bf16 *out = job->out + line * job->out_step + panel * SIDE;
+                    int64_t left = job->lines - line < SIDE ? job->lines - line : SIDE;
+                    if (last) pending = (pending_t){sums + place * SQUARE, add, out, job->add_step, job->out_step, left};
                 }
             }
             while (pending.left) put_line(&pending); /* the sums that it reads are about to be overwritten */
@@ -269,12 +273,12 @@ static void product_blocks(void *given, int64_t begin, int64_t end, int thread) 
 /* out = add + left right. Columns come in whole SIDEs; so does the depth, unless it runs across both sides' lines, and
  * so do lines that are read across. `room`: bertune_product_room bytes. */
 void bertune_product(const bf16 *left, const bf16 *right, const bf16 *add, bf16 *out, char *room, int64_t left_step,
-                     int64_t right_step, int64_t add_step, int64_t out_step, int64_t lines, int64_t columns, int64_t depth,
-                     int left_turned, int right_turned, int threads) {
+                     int64_t right_step, int64_t add_step, int64_t out_step, int64_t lines, int64_t columns,
+                     int64_t depth, int left_turned, int right_turned, int threads) {
     char *aligned = (char *)(((uintptr_t)room + 63) & ~(uintptr_t)63);
+    char *rooms = aligned + steps_of(depth) * SIDE * columns * (int64_t)sizeof(bf16);
     product_t job = {left, right, add, out, left_step, right_step, add_step, out_step, lines, columns, depth,
-                     left_turned, right_turned, (bf16 *)aligned,
-                     aligned + steps_of(depth) * SIDE * columns * (int64_t)sizeof(bf16), product_each(columns, depth, left_turned)};
+                     left_turned, right_turned, (bf16 *)aligned, rooms, product_each(columns, depth, left_turned)};
     run(lay_panels, &job, columns / SIDE, depth * SIDE * 4, threads);
     run(product_blocks, &job, (lines + SIDE - 1) / SIDE, columns * depth, threads);
 }

@@ -96,7 +96,7 @@ def pretrain(spec: dict[str, Any], pacer: Pacer) -> None:
         model, report = load_pretraining(folder, objective="mlm")
         tokens = int(train.turn(0).lengths.sum())
         plan = settle_pretraining(
-            config, tokens=tokens, rows=len(train), encoder=read_config(folder), new_head=bool(report.new)
+            config, tokens=tokens, rows=len(train), encoder=read_config(folder), new=report.new
         )
         config = config.model_copy(update={"train": stage_options(config)})
         machine = choose_machine(config.train, long_run=True)

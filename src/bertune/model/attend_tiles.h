@@ -16,33 +16,11 @@ typedef struct {
 /* out [SIDE, SIDE], or on top of what is there: left [SIDE, steps * SIDE] times the right side. */
 INLINE void tiles_square(const bf16 *left, int64_t left_step, right_t right, int64_t steps, float *out,
                          int64_t out_step, int on_top) {
-    int64_t line = left_step * (int64_t)sizeof(bf16), out_line = out_step * (int64_t)sizeof(float);
     const char *pairs = (const char *)right.pairs;
-    if (on_top) {
-        _tile_loadd(0, out, out_line);
-        _tile_loadd(1, out + 16, out_line);
-        _tile_loadd(2, out + 16 * out_step, out_line);
-        _tile_loadd(3, out + 16 * out_step + 16, out_line);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    }
-    for (int64_t step = 0; step < steps; step++, left += SIDE, pairs += right.deeper) {
-        _tile_loadd(6, pairs, right.line);
-        _tile_loadd(7, pairs + right.next, right.line);
-        _tile_loadd(4, left, line);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, left + 16 * left_step, line);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, out, out_line);
-    _tile_stored(1, out + 16, out_line);
-    _tile_stored(2, out + 16 * out_step, out_line);
-    _tile_stored(3, out + 16 * out_step + 16, out_line);
+    begin_square(out, out_step, !on_top);
+    for (int64_t step = 0; step < steps; step++, left += SIDE, pairs += right.deeper)
+        step_square(left, left_step, pairs, right.line, right.next);
+    end_square(out, out_step);
 }
 
 /* [length, size] to [wide / 16, size / 2, 16] pairs along the size, zero beyond the length. */
@@ -60,15 +38,12 @@ INLINE void tiles_turn(const bf16 *from, int64_t stride, int length, int wide, i
 
 /* SIDE lines [., SIDE] of a side that is read across, to [SIDE, SIDE]. */
 INLINE void tiles_across(const bf16 *from, int64_t step, bf16 *to) {
-    __m512i weave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
-                                     23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     for (int half = 0; half < 2; half++) {
         __m512i rows[16];
         for (int row = 0; row < 16; row++) {
             const bf16 *first = from + 2 * row * step + half * 16;
-            __m512i both = _mm512_castsi256_si512(_mm256_loadu_si256((const void *)first));
-            both = _mm512_inserti64x4(both, _mm256_loadu_si256((const void *)(first + step)), 1);
-            rows[row] = _mm512_permutexvar_epi16(weave, both);
+            const void *second = first + step;
+            rows[row] = pairs_of(_mm256_loadu_si256((const void *)first), _mm256_loadu_si256(second));
         }
         turn_square(rows);
         for (int row = 0; row < 16; row++) _mm512_storeu_si512(to + (half * 16 + row) * SIDE, rows[row]);

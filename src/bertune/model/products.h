@@ -2,11 +2,11 @@
  *
  * oneDNN, which torch asks, makes new machine code for every number of tokens, and batches without padding hardly ever
  * have the same number twice: on such a processor that took five times as long as the products themselves. Nothing
- * here depends on it. Gradients of weights, whose both sides are read across, are also computed at twice its speed.
+ * here depends on that number.
  *
  * Work is cut into squares of SIDE by SIDE results: 2 by 2 tiles of sums, two tiles of either side, and four products
  * for each step of SIDE along the depth. The right side is laid out in panels of SIDE columns, two neighbours in depth
- * side by side, as tiles want it; a panel stays in the first cache while blocks of SIDE lines of the left side go by.
+ * side by side, as tiles want it. SIDE lines of the left side meet all panels before the next lines do.
  */
 
 #include <stddef.h>
@@ -15,10 +15,10 @@
 
 #define SIDE 32
 #define DEEP 1536  /* depth computed at once, */
-#define ACROSS 384 /* and where the left side is laid out anew for it */
-#define LINES 256 /* lines of the left side computed before the next panel: with their sums they fit the second */
+#define ACROSS 384 /* and where the left side has to be turned around for it */
+#define LINES 256  /* lines whose sums wait for the rest of their depth: they fit the second cache */
 #define SQUARE (SIDE * SIDE)
-#define AHEAD 2 /* squares of a panel that are called for before they are needed */
+#define AHEAD 2    /* squares of a panel that are called for before they are needed */
 
 typedef struct {
     const bf16 *left, *right; /* a value of the left is at [line * left_step + depth], or across if turned; so right */
@@ -91,6 +91,13 @@ INLINE void turn_square(__m512i *rows) {
     }
 }
 
+/* 16 values of a line and of the next, in turn. */
+INLINE __m512i pairs_of(__m256i first, __m256i second) {
+    __m512i weave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
+                                     23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_permutexvar_epi16(weave, _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1));
+}
+
 /* The right side, panel by panel. */
 static void lay_panels(void *given, int64_t begin, int64_t end, int thread) {
     const product_t *job = given;
@@ -135,8 +142,6 @@ INLINE void lay_lines(const product_t *job, int64_t line, int64_t from, int64_t 
                     ? _mm512_loadu_si512(job->left + (line + row) * step + from + place) : _mm512_setzero_si512());
         return;
     }
-    __m512i weave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
-                                     23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     for (int64_t place = 0; place < wide; place += SIDE)
         for (int half = 0; half < 2; half++) {
             const bf16 *at = job->left + (from + place) * step + line + half * 16;
@@ -147,12 +152,48 @@ INLINE void lay_lines(const product_t *job, int64_t line, int64_t from, int64_t 
                 const void *one = at + 2 * row * step, *next = at + (2 * row + 1) * step;
                 __m256i first = deep < job->depth ? _mm256_loadu_si256(one) : none;
                 __m256i second = deep + 1 < job->depth ? _mm256_loadu_si256(next) : none;
-                __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
-                rows[row] = _mm512_permutexvar_epi16(weave, both);
+                rows[row] = pairs_of(first, second);
             }
             turn_square(rows);
             for (int row = 0; row < 16; row++) _mm512_store_si512(to + (half * 16 + row) * wide + place, rows[row]);
         }
+}
+
+/* Tiles 0 to 3 are a square of sums, 4 and 5 lines of the left side, 6 and 7 columns of the right. */
+INLINE void begin_square(const float *sums, int64_t step, int fresh) {
+    int64_t line = step * (int64_t)sizeof(float);
+    if (fresh) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    } else {
+        _tile_loadd(0, sums, line);
+        _tile_loadd(1, sums + 16, line);
+        _tile_loadd(2, sums + 16 * step, line);
+        _tile_loadd(3, sums + 16 * step + 16, line);
+    }
+}
+
+/* SIDE along the depth. In the right side pairs of lines are `line` bytes apart, and the next 16 columns `next`. */
+INLINE void step_square(const bf16 *left, int64_t step, const char *right, int64_t line, int64_t next) {
+    int64_t left_line = step * (int64_t)sizeof(bf16);
+    _tile_loadd(6, right, line);
+    _tile_loadd(7, right + next, line);
+    _tile_loadd(4, left, left_line);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, left + 16 * step, left_line);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+}
+
+INLINE void end_square(float *sums, int64_t step) {
+    int64_t line = step * (int64_t)sizeof(float);
+    _tile_stored(0, sums, line);
+    _tile_stored(1, sums + 16, line);
+    _tile_stored(2, sums + 16 * step, line);
+    _tile_stored(3, sums + 16 * step + 16, line);
 }
 
 INLINE __m512 raised(__m256i values) {
@@ -183,36 +224,16 @@ INLINE void put_line(pending_t *pending) {
 /* A square of sums: `steps` of SIDE along the depth, between which the square before it is written. */
 INLINE void add_square(const bf16 *left, int64_t step, const bf16 *panel, int64_t steps, float *sums, int fresh,
                        pending_t *pending) {
-    int64_t line = step * (int64_t)sizeof(bf16), some = (pending->left + steps - 1) / steps;
-    if (fresh) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    } else {
-        _tile_loadd(0, sums, SIDE * 4);
-        _tile_loadd(1, sums + 16, SIDE * 4);
-        _tile_loadd(2, sums + 16 * SIDE, SIDE * 4);
-        _tile_loadd(3, sums + 16 * SIDE + 16, SIDE * 4);
-    }
+    int64_t some = (pending->left + steps - 1) / steps;
+    begin_square(sums, SIDE, fresh);
     for (int64_t place = 0; place < steps; place++, left += SIDE, panel += SQUARE) {
-        _tile_loadd(6, panel, SIDE * 4);
-        _tile_loadd(7, panel + SIDE, SIDE * 4);
-        _tile_loadd(4, left, line);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, left + 16 * step, line);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+        step_square(left, step, (const char *)panel, SIDE * 4, SIDE * 2);
 #pragma GCC unroll 32
         for (int row = 0; row < SIDE; row++)
             _mm_prefetch((const char *)(panel + AHEAD * SQUARE + row * SIDE), _MM_HINT_T0);
         for (int64_t count = 0; count < some && pending->left; count++) put_line(pending);
     }
-    _tile_stored(0, sums, SIDE * 4);
-    _tile_stored(1, sums + 16, SIDE * 4);
-    _tile_stored(2, sums + 16 * SIDE, SIDE * 4);
-    _tile_stored(3, sums + 16 * SIDE + 16, SIDE * 4);
+    end_square(sums, SIDE);
 }
 
 /* All tiles are 16 lines of 64 bytes. Each thread says so before it computes, for others set them as they like. */

@@ -83,7 +83,7 @@ INLINE void tiles_sums(const bf16 *weights, const pair_t *woven, int wide, int s
 /* The buffers of both passes, each of TOGETHER lines. */
 typedef struct {
     float *scores, *given, *sums, *kept;
-    bf16 *weights, *slopes, *left, *other;
+    bf16 *weights, *slopes, *left;
     uint32_t *words;
 } tiles_t;
 
@@ -91,10 +91,10 @@ INLINE tiles_t tiles_open(float **room, int wide, int size) {
     float *scores = take(room, TOGETHER * wide), *given = take(room, TOGETHER * wide);
     float *sums = take(room, TOGETHER * size);
     bf16 *weights = take(room, TOGETHER / 2 * wide), *slopes = take(room, TOGETHER / 2 * wide);
-    bf16 *left = take(room, SIDE / 2 * size), *other = take(room, SIDE / 2 * size);
+    bf16 *left = take(room, SIDE / 2 * size);
     memset(weights, 0, sizeof(bf16) * TOGETHER * wide); /* what lies beyond the last vector of keys stays zero */
     memset(slopes, 0, sizeof(bf16) * TOGETHER * wide);
-    return (tiles_t){scores, given, sums, take(room, wide), weights, slopes, left, other, take(room, wide / 4 + BLOCK)};
+    return (tiles_t){scores, given, sums, take(room, wide), weights, slopes, left, take(room, wide / 4 + BLOCK)};
 }
 
 /* The lines of QUERIES of them, from `line` on. */
@@ -161,7 +161,7 @@ INLINE void attend_unit_back_tiles(const attend_t *job, int64_t row, int64_t hea
         int64_t step = unit.stride, grad_step = unit.hidden;
         const bf16 *asked = tiles_lines(unit.query, &step, first, length, size, all.left);
         tiles_scores(asked, step, keys, wide, size, all.scores);
-        const bf16 *offered = tiles_lines(unit.context, &grad_step, first, length, size, all.other);
+        const bf16 *offered = tiles_lines(unit.context, &grad_step, first, length, size, all.left);
         tiles_scores(offered, grad_step, values, wide, size, all.given);
         memset(all.weights + many * wide, 0, sizeof(bf16) * (TOGETHER - many) * wide);
         memset(all.slopes + many * wide, 0, sizeof(bf16) * (TOGETHER - many) * wide);

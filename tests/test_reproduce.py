@@ -260,7 +260,9 @@ class TestTrainings:
     def test_threads_make_no_other_cell_and_precision_does(self, spec: Spec) -> None:
         owns = [
             partial(Config.updated, values={"train": machine})
-            for machine in ({"checkpoint_minutes": 5}, {"checkpoint_minutes": 1}, {"clip": None})
+            for machine in (
+                {"checkpoint_minutes": 5}, {"checkpoint_minutes": 1, "measure_precision": "bf16"}, {"clip": None}
+            )
         ]
         keys = [cell_key(spec, next(cells(spec, ["others"], seeds=1, own=own))) for own in owns]
 

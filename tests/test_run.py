@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
@@ -85,6 +86,24 @@ class TestSeeds:
 
         assert written == list(range(1, 21))
         assert weights(rare) == weights(often)
+
+    def test_measuring_in_bf16_changes_what_is_measured_and_not_the_model(self, train: Train) -> None:
+        plain, other = (
+            train(out=how, settings={"train.measure_precision": how, "train.precision": "fp32"})
+            for how in ("fp32", "bf16")
+        )
+        found = {}
+        for result in (plain, other):
+            table = pl.read_parquet(result.out / "run/predictions-test.parquet")
+            logits = table.select(name for name in table.columns if name.startswith("logit:")).to_numpy()
+            how = result.metrics["measured_in"]
+            split = pl.read_csv(result.out / "run/splits.csv").filter(split="test")["row"].to_list()
+            again = bertune.load(result.out, precision=how).logits([ROWS[row - 1] for row in split])
+            np.testing.assert_array_equal(logits, again)
+            found[how] = logits
+
+        assert weights(plain) == weights(other)
+        assert 0 < np.abs(found["fp32"] - found["bf16"]).max() < 0.05
 
     def test_random_numbers_drawn_elsewhere_change_nothing(self, train: Train) -> None:
         torch.manual_seed(1)

@@ -169,6 +169,11 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where it is faster.", json_schema_extra=flag("--precision", group="Machine")
     )
+    measure_precision: Literal["auto", "fp32", "bf16"] = Field(
+        "fp32",
+        description="Of the last measuring, which decisions are made by; fp32, as predictions have it, or as above.",
+        json_schema_extra=flag("--measure-precision", group="Machine"),
+    )
     threads: int | None = Field(
         None,
         ge=1,

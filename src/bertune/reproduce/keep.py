@@ -23,7 +23,10 @@ from bertune.reproduce.spec import SHARING, Cell, Data, Spec
 from bertune.training.outcome import Outcome
 
 # Where and how something is computed, which makes no other cell of it.
-MACHINE = {"device", "threads", "token_budget", "kernels", "compile", "checkpoint_minutes", "checkpoint_steps"}
+MACHINE = {
+    "device", "measure_precision", "threads", "token_budget", "kernels", "compile", "checkpoint_minutes",
+    "checkpoint_steps",
+}
 
 
 @dataclass(frozen=True)

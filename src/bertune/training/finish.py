@@ -92,7 +92,7 @@ def judge(
 
     Writes run/predictions-*.parquet; returns the bundle with its rule, and what metrics.json tells of it.
     """
-    predictor = Predictor.load(out, threads=threads, device=device)
+    predictor = Predictor.load(out, threads=threads, device=device, precision=config.train.measure_precision)
     backend = cast("TorchBackend | EnsembleBackend", predictor.backend)
     task = prepared.task
     splits = {name: split for name, split in prepared.splits.items() if name in ("valid", "test")}
@@ -113,6 +113,7 @@ def judge(
         write_predictions(task, rule, split, logits[name], predictions_file(out, name), group=column)
     if splits:
         metrics |= how | standing(config, prepared, logits, rule, listener, metric=metric)
+        metrics["measured_in"] = backend.machine.precision
     return bundle, metrics
 
 

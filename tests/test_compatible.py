@@ -54,7 +54,12 @@ REFUSED = [
     ({"model__reinit_layers": 2, "model__freeze": "1"},
      "--reinit-layers 2: --freeze 1 would leave new weights as they were drawn. Leave one of them out."),
     ({"model__reinit_layers": 1, "model__layers": "0"},
-     "--reinit-layers 1: --layers 0 reads none of the 1 top layers. Leave one of them out."),
+     "--reinit-layers 1: the head reads 1 of 2 layers, and none of the 1 top ones. Leave it out, or read others with "
+     "--layers."),
+    ({"train__layer_decay": 0.5, "model__freeze": "1"},
+     "--layer-decay 0.5: one layer is trained, the top one, and its rate is the full one. Leave it out."),
+    ({"train__layer_decay": 0.5, "train__layer_decay_on": "encoder", "model__layers": "0"},
+     "--layer-decay 0.5: one layer is trained, the top one, and its rate is the full one. Leave it out."),
     ({"model__lora": 4, "pretrain__on": ["train"]},
      "--lora 4 and --pretrain-on: LoRA keeps what stands beside another model, which has to be there later. Run "
      "bertune pretrain first, then train with --model and --lora."),
@@ -81,6 +86,21 @@ def test_what_cannot_go_together_is_refused_before_the_output_is_touched(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"model__reinit_layers": 1}, "the head reads 1 of 2 layers"),
+    ({"train__mixout": 0.5, "model__freeze": "1"}, "no layer is trained with --freeze 1"),
+    ({"train__layer_decay": 0.5, "train__layer_decay_on": "encoder"}, "one layer is trained"),
+])  # fmt: skip
+def test_the_layers_that_an_earlier_head_reads_count_too(
+    tmp_path: Path, tiny_bert: Path, settings: dict[str, Any], message: str
+) -> None:
+    earlier = train(tmp_path / "earlier", tiny_bert, model__layers="0").out
+    with pytest.raises(ConfigError, match=message):
+        train(tmp_path / "out", earlier, **settings)
+
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_rule_has_its_case() -> None:
     def key(name: str) -> str:
         return name.replace("__", ".")
@@ -93,7 +113,8 @@ def test_every_rule_has_its_case() -> None:
 def test_the_ends_of_what_is_allowed_are_allowed(tmp_path: Path, tiny_bert: Path) -> None:
     allowed: dict[str, dict[str, Any]] = {
         "a": {"model__reinit_layers": 1, "model__freeze": "1"},
-        "b": {"train__layer_decay": 0.9, "train__mixout": 0.1, "model__freeze": "1"},
+        "b": {"train__layer_decay": 0.9, "train__mixout": 0.1, "model__freeze": "embeddings"},
+        "e": {"train__layer_decay": 0.9, "model__layers": "0"},
         "c": {"train__adversarial": "freelb", "model__freeze": "embeddings"},
         "d": {"model__lora": 2, "train__layer_decay": 0.9, "train__r_drop": 1.0},
     }

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import bertune
 from bertune.bundle import Bundle
+from bertune.config import Config
 from bertune.data.batch import make_batch
 from bertune.data.longtext import chunks_of, head_of
 from bertune.data.ragged import Column, Encoded, Special, Template, assemble
@@ -24,6 +25,7 @@ from bertune.data.tokens import Tokenizer, encode_cached
 from bertune.errors import ConfigError
 from bertune.longtext import LongText
 from bertune.model.noise import Noise
+from bertune.training.longest import with_way
 from technique_runs import Stop, Stopper
 from tiny_models import loaded
 from tiny_runs import QUICK, TOPICS, Told, pair_rows, sentence, topic_rows
@@ -344,6 +346,12 @@ class TestOptions:
         assert not (tmp_path / "out").exists()
 
 
+    def test_which_side_is_cut_is_not_asked_for_beside_chunks(self, tiny_bert: Path, tmp_path: Path) -> None:
+        options = {"model.long_text": "hierarchical", "model.truncation": "only-second"}
+        with pytest.raises(ConfigError, match="--truncation only-second: has no effect where one side is read in"):
+            train(tmp_path / "out", tiny_bert, pair_rows(30), text="first", text_pair="second", settings=options)
+
+
 class TestAuto:
     def test_the_way_that_reads_what_matters_is_found_on_the_validation_rows(
         self, tiny_bert: Path, tmp_path: Path
@@ -355,7 +363,40 @@ class TestAuto:
 
         assert list(tried["tried"]) == ["head", "tail", "head+tail", "hierarchical"]
         assert tried["chosen"] == Bundle.read(result.out).long_text.first != "head"
-        assert any("Trying 4 ways for one epoch of 320 rows each, as much as 4.0 epochs" in text for text in told.said)
+        tokenizer, reading = Tokenizer.load(tiny_bert), Bundle.read(result.out).reading
+        texts = Rows(first=([row["text"] for row in long_rows(400)],), second=None)
+        cost = {
+            way: tokenizer.encode(texts, **{**reading, "long_text": LongText(way)}).offsets[-1]
+            for way in tried["tried"]
+        }
+        epochs = sum(cost.values()) / cost["head"]
+        assert epochs > 4.5
+        assert any(
+            "Trying 4 ways for one epoch of 320 rows each; together they read as much as "
+            f"{epochs:.1f} epochs of the training with head." in text for text in told.said
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("auto", ["long_text", "long_text_pair"])
+    def test_beside_a_side_in_chunks_the_other_one_is_chosen_and_the_chunks_stay_as_asked(
+        self, tiny_bert: Path, tmp_path: Path, auto: str
+    ) -> None:
+        rows = [{"label": row["label"], "first": row["text"], "second": row["text"]} for row in long_rows(120)]
+        sides = {"long_text", "long_text_pair"}
+        options = {f"model.{auto}": "auto", f"model.{(sides - {auto}).pop()}": "hierarchical", "train.max_steps": 2}
+        options |= {"model.join": "attention", "model.chunk_overlap": 2, "model.max_chunks": 3}
+        result = train(tmp_path / "out", tiny_bert, rows, text="first", text_pair="second", settings=options)
+        bundle = Bundle.read(result.out)
+        tried = json.loads((result.out / "run/long_text.json").read_text(encoding="utf-8"))
+
+        assert list(tried["tried"]) == ["head", "tail", "head+tail"]
+        assert sorted((bundle.long_text.first, bundle.long_text.second)) == sorted((tried["chosen"], "hierarchical"))
+        assert (bundle.long_text.overlap, bundle.long_text.most, bundle.head.join) == (2, 3, "attention")
+
+    def test_what_does_not_go_with_chunks_stays_out_beside_them(self) -> None:
+        config = Config().updated({"model": {"long_text": "auto", "truncation": "only-second"}})
+
+        assert with_way(config, "tail").model.truncation == "only-second"
+        assert with_way(config, "hierarchical").model.truncation == "longest-first"
 
     def test_a_resumed_run_keeps_what_was_chosen(self, tiny_bert: Path, tmp_path: Path) -> None:
         told = Stopper(60)  # the tries end with step 40

@@ -13,9 +13,10 @@ import pytest
 import torch
 import transformers
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import bertune
+from bertune.bundle import Bundle
 from bertune.config import Config
 from bertune.data.documents import TextSource
 from bertune.errors import ConfigError, DataError, Interrupted, ModelError, TrainingError
@@ -633,6 +634,83 @@ class TestStage:
         assert not set(seen) & ((of["valid"] | of["test"]) - of["train"] - more)
         assert result.metrics["pretrain"]["corpus"]["documents"] == len(splits.filter(pl.col("split") == "train")) + 50
         assert "the training texts, more.jsonl" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+    def test_rows_of_a_file_that_are_rows_of_a_split_are_passed_over(
+        self, data: dict[str, Path], tiny_bert: Path, tmp_path: Path
+    ) -> None:
+        rows = [{"label": "x", "text": f"  {row['text']}"} for row in topic_rows(100)]
+        pl.DataFrame([*rows, {"label": "x", "text": "cat goal cat goal"}]).write_csv(tmp_path / "again.csv")
+        settings = self.STAGE | {"pretrain.on": [str(data["topics"]), str(tmp_path / "again.csv")]}
+        result = bertune.train(data["topics"], out=tmp_path / "out", model=tiny_bert, settings=settings)
+        train = pl.read_csv(tmp_path / "out" / "run" / "splits.csv").filter(split="train")
+        assert result.metrics["pretrain"]["corpus"]["documents"] == len(train) + 1
+
+    def test_a_file_without_a_header_is_read_as_the_training_file_is(self, tiny_bert: Path, tmp_path: Path) -> None:
+        names = {"train": topic_rows(60), "more": topic_rows(30, seed=9)}
+        for name, rows in names.items():
+            table = pl.DataFrame(rows).select("label", "text", other=pl.lit("7"))
+            table.write_csv(tmp_path / f"{name}.csv", include_header=False)
+        settings = self.STAGE | {"pretrain.on": [str(tmp_path / "more.csv")], "data.columns": ["label", "text", "n"]}
+        told = Told()
+        how: dict[str, Any] = {"model": tiny_bert, "text": "text", "label": "label", "listener": told}
+        bertune.train(tmp_path / "train.csv", out=tmp_path / "out", settings=settings | {"data.header": "no"}, **how)
+        assert any("more.csv (text; a row is a document)" in line for line in told.said)
+
+    def test_a_file_of_which_nobody_knows_the_text_is_refused(
+        self, data: dict[str, Path], tiny_bert: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "more.csv").write_text("a,b\ncat,dog\n", encoding="utf-8")
+        settings = self.STAGE | {"pretrain.on": [str(tmp_path / "more.csv")]}
+        with pytest.raises(ConfigError, match=r"which column is the text\? Give it a header that names text"):
+            bertune.train(data["topics"], out=tmp_path / "out", model=tiny_bert, settings=settings)
+
+    def test_an_earlier_result_keeps_its_head(self, data: dict[str, Path], tiny_bert: Path, tmp_path: Path) -> None:
+        head = {"model.pooling": "mean", "model.layers": "first-2", "model.combine": "concat"}
+        earlier = bertune.train(data["topics"], out=tmp_path / "earlier", model=tiny_bert, settings=QUICK | head).out
+        told = Told()
+        bertune.train(
+            data["topics"], out=tmp_path / "out", model=earlier, listener=told,
+            settings=self.STAGE | {"pretrain.on": "train", "model.freeze": "encoder", "train.lr": 1e-30},
+        )
+        before, stage, after = (
+            load_file(tmp_path / place / "model.safetensors") for place in ("earlier", "out/run/pretrain", "out")
+        )
+        assert Bundle.read(tmp_path / "out").head == Bundle.read(earlier).head
+        assert torch.equal(before["bertune_head.classifier.weight"], after["bertune_head.classifier.weight"])
+        name = "encoder.layer.0.output.dense.weight"
+        assert torch.equal(stage[f"bert.{name}"], after[f"bert.{name}"])
+        assert not torch.equal(before[f"bert.{name}"], after[f"bert.{name}"])
+        assert not any("head.classifier" in line for line in told.said)
+
+    @pytest.mark.parametrize("case", ["lora", "joint", "untied", "unknown"])
+    def test_an_earlier_result_outlives_what_is_refused(
+        self, data: dict[str, Path], tiny_bert: Path, tmp_path: Path, case: str
+    ) -> None:
+        earlier = bertune.train(data["topics"], out=tmp_path / "out", model=tiny_bert, settings=QUICK).out
+        files = {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()}
+        rows, model, said = topic_rows(40), tiny_bert, "its encoder lies elsewhere.*bertune convert"
+        if case == "lora":
+            model = bertune.train(rows, out=tmp_path / "m", model=tiny_bert, settings=QUICK | {"model.lora": 2}).out
+        elif case == "joint":
+            pl.DataFrame(rows).write_csv(tmp_path / "a.csv")
+            tasks = {"a": {"data": {"files": [str(tmp_path / "a.csv")]}}}
+            spec = {"model": {"name": str(tiny_bert)}, "train": {"epochs": 1}, "tasks": tasks}
+            model = bertune.multitask(spec, out=tmp_path / "m").out / "tasks" / "a"
+        elif case == "untied":
+            model = make_tiny_bert(tmp_path / "m")
+            weights = load_file(model / "model.safetensors")
+            name = "cls.predictions.decoder.weight"
+            save_file(
+                weights | {name: weights["embeddings.word_embeddings.weight"] + 1}, model / "model.safetensors"
+            )
+            said = "embeddings of its own"
+        else:
+            rows, said = [row | {"text": "ζζζ ξξξ"} for row in rows], "Nothing to guess"
+        with pytest.raises((ConfigError, DataError, ModelError), match=said):
+            bertune.train(
+                rows, out=tmp_path / "out", model=model, settings=self.STAGE | {"pretrain.on": "train"}, overwrite=True
+            )
+        assert files == {path: path.read_bytes() for path in earlier.rglob("*") if path.is_file()}
 
     def test_the_training_begins_with_what_was_pre_trained(
         self, data: dict[str, Path], tiny_bert: Path, tmp_path: Path

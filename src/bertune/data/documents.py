@@ -29,26 +29,39 @@ _SENTENCE = re.compile(r"""[.!?…]["'”’)\]]*\s+|[。！？]["”’」』�
 class TextSource:
     """One file or table: its name for messages, the way to read it from the start, and its text columns.
 
-    rule: row, blank or double-blank; auto has been decided.
+    rule: row, blank or double-blank; auto has been decided. without: rows that are passed over, as `row_key` has them.
     """
 
     name: str
     tables: Callable[[], Iterator[Table]]
     columns: tuple[str, ...]
     rule: str
+    without: frozenset[str] = frozenset()
 
     def texts(self) -> Texts:
         """Every text that is not blank, and whether a document begins with it."""
         needed = {"row": 0, "blank": 1, "double-blank": 2}[self.rule]
         blanks = needed
         for table in self.tables():
-            for cells in zip(*(cell_texts(table, name, allow_empty=True) for name in self.columns), strict=True):
+            for cells in row_cells(table, self.columns):
+                if self.without and row_key(cells) in self.without:
+                    continue
                 lines = [cell for cell in cells if cell and not cell.isspace()]
                 if not lines:
                     blanks += 1
                 for place, line in enumerate(lines):
                     yield line, place == 0 and blanks >= needed
                     blanks = 0
+
+
+def row_cells(table: Table, columns: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The texts of each row; a missing one is empty."""
+    return zip(*(cell_texts(table, name, allow_empty=True) for name in columns), strict=True)
+
+
+def row_key(cells: Iterable[str]) -> str:
+    """What rows have in common that say the same."""
+    return "\n".join(cell.strip() for cell in cells)
 
 
 def file_sources(
@@ -89,9 +102,9 @@ def text_columns(table: Table, columns: tuple[str, ...], wanted: tuple[str, ...]
         return text + pair
     if len(table.columns) == 1:
         return tuple(table.columns)
+    advice = f"Give it a header that names {listed(wanted)}, or text" if wanted else "Pass --text COLUMN"
     raise ConfigError(
-        f"{listed(table.files, 3)}: which column is the text? Pass --text COLUMN; the columns are "
-        f"{listed(table.columns, 20)}."
+        f"{listed(table.files, 3)}: which column is the text? {advice}; the columns are {listed(table.columns, 20)}."
     )
 
 

@@ -80,13 +80,7 @@ def check_compatible(config: Config, encoder: EncoderConfig) -> None:
                 "Leave it out."
             )
     start = first_trained_layer(config.model.freeze, encoder.layers)
-    read = chosen_layers(config.model.layers, encoder)
-    unused = ("train.layer_decay", "train.mixout", *(() if config.pretrain.on else ("model.dropout",)))
-    for key in unused:
-        if start >= depth_read(read, encoder.layers) and changed(config, key):
-            raise ConfigError(
-                f"{told(config, key)}: no layer is trained with --freeze {config.model.freeze}. Leave one of them out."
-            )
+    check_depth(config, encoder, depth_read(chosen_layers(config.model.layers, encoder), encoder.layers))
     if config.train.optimizer == "adam" and config.train.weight_decay and changed(config, "train.weight_decay"):
         raise ConfigError(
             f"{told(config, 'train.weight_decay')}: the plain Adam decays no weights. Pass --optimizer adamw, or leave "
@@ -100,6 +94,29 @@ def check_compatible(config: Config, encoder: EncoderConfig) -> None:
     check_reinit(config, encoder, start)
 
 
+def check_depth(config: Config, encoder: EncoderConfig, depth: int) -> None:
+    """Raise ConfigError for what would change nothing where the head reads the lowest `depth` layers: as --layers says,
+    or as the head of an earlier result does, which is known when it is loaded."""
+    freeze, count = config.model.freeze, config.model.reinit_layers
+    start = first_trained_layer(freeze, encoder.layers)
+    for key in ("train.layer_decay", "train.mixout", *(() if config.pretrain.on else ("model.dropout",))):
+        if start >= depth and changed(config, key):
+            raise ConfigError(
+                f"{told(config, key)}: no layer is trained with --freeze {freeze}. Leave one of them out."
+            )
+    alone = start == depth - 1 and (start > 0 or config.train.layer_decay_on == "encoder")
+    if alone and changed(config, "train.layer_decay"):
+        raise ConfigError(
+            f"{told(config, 'train.layer_decay')}: one layer is trained, the top one, and its rate is the full one. "
+            "Leave it out."
+        )
+    if count and depth <= encoder.layers - count:
+        raise ConfigError(
+            f"--reinit-layers {count}: the head reads {depth} of {encoder.layers} layers, and none of the {count} top "
+            "ones. Leave it out, or read others with --layers."
+        )
+
+
 def check_reinit(config: Config, encoder: EncoderConfig, start: int) -> None:
     """Raise ConfigError where new weights would be more than the encoder has, or would never be trained."""
     count = config.model.reinit_layers
@@ -109,12 +126,6 @@ def check_reinit(config: Config, encoder: EncoderConfig, start: int) -> None:
         raise ConfigError(
             f"--reinit-layers {count}: --freeze {config.model.freeze} would leave new weights as they were drawn. "
             "Leave one of them out."
-        )
-    read = chosen_layers(config.model.layers, encoder)
-    if count and read and read[-1] < encoder.layers - count:
-        raise ConfigError(
-            f"--reinit-layers {count}: --layers {config.model.layers} reads none of the {count} top layers. Leave one "
-            "of them out."
         )
 
 

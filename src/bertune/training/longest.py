@@ -57,13 +57,18 @@ def choose_long_text(
         listener.say(f"Long texts: {100 * share:.1f} % of the rows do not fit, too few to choose by; head is taken.")
         return head, {"chosen": "head", "share_cut": share, "tried": {}}
     part = _part(prepared, config)
-    ways = [way for way in WAYS if way != "hierarchical" or config.model.long_text == "auto"]
+    chunks = config.model.long_text == "auto" and config.model.long_text_pair != "hierarchical"  # of one side at most
+    ways = [way for way in WAYS if way != "hierarchical" or chunks]
+    whole, tokens = int(prepared.train.tokens.offsets[-1]), 0
+    for way in ways:
+        _tokenize(with_way(config, way), folder, Prepared(part.task, {"train": part.train}, ""), tokenizer)
+        tokens += int(part.train.tokens.offsets[-1])
     # What is chosen is checked and written down before the pre-training, so it cannot wait for its encoder.
     before = ", from the encoder as it is before pre-training," if config.pretrain.on else ""
     listener.say(
         f"Long texts: {100 * share:.0f} % of the rows do not fit. Trying {counted(len(ways), 'way')}{before} for one "
-        f"epoch of {counted(len(part.train), 'row')} each, as much as "
-        f"{len(ways) * len(part.train) / len(prepared.train):.1f} epochs of the training."
+        f"epoch of {counted(len(part.train), 'row')} each; together they read as much as {tokens / whole:.1f} epochs "
+        "of the training with head."
     )
     scores: dict[str, Scores] = {}
     for way in ways:
@@ -78,14 +83,17 @@ def choose_long_text(
 
 
 def with_way(config: Config, way: str) -> Config:
-    """The configuration with `way` wherever it says auto. What belongs to chunks alone stays out for other ways."""
-    names = ("long_text", "long_text_pair")
-    model: dict[str, Any] = {name: way for name in names if getattr(config.model, name) == "auto"}
-    if way != "hierarchical":
-        fields = type(config.model).model_fields
+    """The configuration with `way` wherever it says auto. What belongs to chunks alone stays out for other ways, and
+    what does not go with them stays out beside them."""
+    fields = type(config.model).model_fields
+    ways = {name: getattr(config.model, name) for name in ("long_text", "long_text_pair")}
+    model: dict[str, Any] = {name: way for name, asked in ways.items() if asked == "auto"}
+    if "hierarchical" not in {**ways, **model}.values():
         model |= {name: fields[name].default for name in ("join", "chunk_overlap", "max_chunks")}
-    elif config.model.long_text_pair == "auto":
-        model["long_text_pair"] = "head"
+    elif way == "hierarchical":
+        model["truncation"] = fields["truncation"].default
+        if config.model.long_text_pair == "auto":
+            model["long_text_pair"] = "head"
     return config.updated({"model": model})
 
 

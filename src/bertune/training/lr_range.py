@@ -23,7 +23,7 @@ from bertune.model.machine import choose_machine
 from bertune.model.source import open_source
 from bertune.paths import cache_settings
 from bertune.training.check import check_used
-from bertune.training.compatible import check_base, check_compatible, check_dropout
+from bertune.training.compatible import check_base, check_compatible, check_depth, check_dropout
 from bertune.training.features import first_trained_layer
 from bertune.training.fit import Fit
 from bertune.training.idle import IDLE
@@ -103,6 +103,7 @@ def _opened(config: Config, out: Path, rates: np.ndarray, source: Any, listener:
         long_text=settle_long_text(config, prepared.task, tokenizer, max_length),
     )  # fmt: skip
     model, new_head = load(config, folder, prepared.task, say)
+    check_depth(config, encoder, model.depth)
     check_dropout(config, model)
     plan = settle(config.train, rows=len(prepared.train), encoder=encoder, new_head=new_head)
     plan = replace(plan, steps=len(rates), evaluate_at=())

@@ -71,6 +71,12 @@ def settle_long_text(config: Config, task: Task, tokenizer: Tokenizer, max_lengt
         second = "head" if model.long_text == "hierarchical" else model.long_text
     if model.long_text == second == "hierarchical":
         raise ConfigError("--long-text-pair hierarchical: one side at most is read in chunks; cut the other one.")
+    chunked = "hierarchical" in ways.values()
+    if chunked and task.is_pair and model.truncation != type(model).model_fields["truncation"].default:
+        raise ConfigError(
+            f"--truncation {model.truncation}: has no effect where one side is read in chunks, beside which the other "
+            "one keeps up to half of the room. Leave it out."
+        )
     if model.chunk_overlap >= room // 2 and model.chunk_overlap:
         raise ConfigError(
             f"--chunk-overlap {model.chunk_overlap}: --max-length {max_length} leaves {room} tokens of text, and "
@@ -79,8 +85,14 @@ def settle_long_text(config: Config, task: Task, tokenizer: Tokenizer, max_lengt
     return LongText(model.long_text, second, overlap=model.chunk_overlap, most=model.max_chunks)
 
 
-def load(config: Config, folder: Path, task: Task, say: Any) -> tuple[ClassifierModel, bool]:
-    """The encoder with its head (that of an earlier result where it fits the task, a new one otherwise); is it new?"""
+def load(
+    config: Config, folder: Path, task: Task, say: Any, *, stage: Path | None = None
+) -> tuple[ClassifierModel, bool]:
+    """The encoder with its head (that of an earlier result where it fits the task, a new one otherwise); is it new?
+
+    stage: the folder of the encoder of `folder` after further pre-training, which is taken in its place; the head that
+    an earlier result has stays, since masks teach it nothing.
+    """
     encoder = read_config(folder)
     chosen = config.model
     head = decide_head(
@@ -96,8 +108,11 @@ def load(config: Config, folder: Path, task: Task, say: Any) -> tuple[Classifier
         rate = spec.dropout if chosen.head_dropout is None else chosen.head_dropout
         kept: Any = {"kind": spec.kind, "pooling": spec.pooling, "combine": spec.combine}  # checked when it is loaded
         head = replace(head, **kept, hidden=spec.hidden, layers=spec.layers, dropout=rate)
-    model, report = load_model(folder, head=head, keep_head=keep, dropout=chosen.dropout, seed=config.train.seed)
+    how: dict[str, Any] = {"head": head, "dropout": chosen.dropout, "seed": config.train.seed}
+    model, report = load_model(folder if keep or stage is None else stage, keep_head=keep, **how)
     say(report.sentence())
+    if keep and stage is not None:
+        model.encoder = load_model(stage, **how)[0].encoder
     if chosen.reinit_layers:
         say(f"New weights, too: {reinitialize(model, chosen.reinit_layers, seed=config.train.seed)}.")
     return model, "head.classifier" in report.new

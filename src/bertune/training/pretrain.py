@@ -33,7 +33,14 @@ from bertune.training.listen import Listener, Silent
 from bertune.training.loop import Diverged
 from bertune.training.opening import check_fit
 from bertune.training.prepare import Prepared
-from bertune.training.pretrain_data import described, sources_of, stage_sources, tokenized, training_sequences
+from bertune.training.pretrain_data import (
+    check_known,
+    described,
+    sources_of,
+    stage_sources,
+    tokenized,
+    training_sequences,
+)
 from bertune.training.pretrain_fit import PretrainFit, settle_pretraining, stage_options
 from bertune.training.run import resumable, settle_machine, warn_of_others
 from bertune.training.scratch import scratch_config, start_from_scratch
@@ -191,11 +198,6 @@ def _model(config: Config, out: Path, *, overwrite: bool) -> tuple[Path | None, 
     if changed:
         raise ConfigError(f"pretrain.{changed[0]} {getattr(options, changed[0])}: needs --from-scratch.")
     folder, base = open_source(config.model.name, revision=config.model.revision)
-    if is_adapter(folder) or is_shared(folder):
-        raise ConfigError(
-            f"--model {folder}: its encoder lies elsewhere, as of every result of LoRA or of bertune multitask. Make a "
-            f"model of its own: bertune convert {folder} OUT, and pass --model OUT."
-        )
     if overwrite:
         check_model_stays(folder, out)
     return folder, base
@@ -206,7 +208,13 @@ def _survey(
 ) -> Start:
     """Check the model against what is asked for, and go through the texts once."""
     options = config.pretrain
+    tokenizer = None
     if folder is not None:
+        if is_adapter(folder) or is_shared(folder):
+            raise ConfigError(
+                f"--model {folder}: its encoder lies elsewhere, as of every result of LoRA or of bertune multitask. "
+                f"Make a model of its own: bertune convert {folder} OUT, and pass --model OUT."
+            )
         encoder, tokenizer = read_config(folder), Tokenizer.load(folder)
         check_objective(encoder, options.objective, config.model.name)
         check_fit(tokenizer, encoder, folder)
@@ -220,6 +228,7 @@ def _survey(
                 f"pretrain.max_length {options.max_length}: this encoder reads at most {encoder.longest_input} tokens. "
                 f"Choose {encoder.longest_input} or less, or another --model."
             )
+        load_pretraining(folder, objective=options.objective, seed=config.train.seed)  # raises where it cannot be
     with listener.work("Reading the corpus", 0) as advance:
         found = survey(sources, sentences=options.objective != "mlm", advance=advance)
     if options.objective != "mlm" and (found.documents < 2 or not found.longer):
@@ -229,6 +238,8 @@ def _survey(
             f"{found.longer:,} of them that long. Add texts, see --documents for what a document is, or pass "
             "--objective mlm."
         )
+    if tokenizer is not None:
+        check_known(sources, tokenizer, masks=options.objective != "nsp")
     listener.say(
         f"Corpus: {found.documents:,} document{'' if found.documents == 1 else 's'}, {found.characters:,} characters, "
         f"from {described(sources)}."

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,21 @@ import numpy as np
 
 from bertune.config import Config, ReadConfig
 from bertune.data.corpus import Corpus, Pieces, hold_out, open_corpus, pieces_of, segments_of
-from bertune.data.documents import Survey, TextSource, file_sources, table_source, text_columns
+from bertune.data.documents import (
+    Survey,
+    TextSource,
+    file_sources,
+    row_cells,
+    row_key,
+    table_source,
+    text_columns,
+    units,
+)
 from bertune.data.masking import Masking
 from bertune.data.read import FRAME, read_table
 from bertune.data.sequences import Sequences
 from bertune.data.tokens import Tokenizer
-from bertune.errors import DataError, listed
+from bertune.errors import ConfigError, DataError, listed
 from bertune.paths import cache_root
 from bertune.pretrainconfig import WITHIN_TASK
 from bertune.training.listen import Listener
@@ -34,14 +45,30 @@ def sources_of(config: Config, source: Any) -> list[TextSource]:
 
 
 def stage_sources(config: Config, prepared: Prepared) -> list[TextSource]:
-    """The texts of the training rows, never those of other splits, and the files of `pretrain.on`, which need not have
-    the columns of the training file."""
+    """The texts of the training rows, and the files of `pretrain.on`, which need not have the columns of the training
+    file. Rows of these that say what a row of any split says are passed over: validation and test rows are not for
+    learning, and training rows are there already."""
     task = prepared.task
     columns = task.text + task.text_pair
+    known = frozenset(
+        row_key(cells) for split in prepared.splits.values() for cells in row_cells(split.table, columns)
+    )
     sources = [table_source(prepared.train.table, columns, name="the training rows")]
-    files = [name for name in config.pretrain.on if name != WITHIN_TASK]
-    read = ReadConfig(encoding=config.data.encoding)
-    return sources + file_sources(files, read, wanted=columns, rule=config.pretrain.documents)
+    for name in config.pretrain.on:
+        if name != WITHIN_TASK:
+            sources += [replace(source, without=known) for source in _unlabelled(name, config, columns)]
+    return sources
+
+
+def _unlabelled(name: str, config: Config, columns: tuple[str, ...]) -> list[TextSource]:
+    """A file by what it looks like, or else, where that leaves its texts unknown, as the training file is read."""
+    data, rule = config.data, config.pretrain.documents
+    try:
+        return file_sources([name], ReadConfig(encoding=data.encoding), wanted=columns, rule=rule)
+    except ConfigError:
+        if not data.columns:
+            raise
+        return file_sources([name], data, wanted=columns, rule=rule)
 
 
 def described(sources: list[TextSource]) -> str:
@@ -50,6 +77,28 @@ def described(sources: list[TextSource]) -> str:
             "double-blank": "two blank lines end a document"}  # fmt: skip
     names = [f"{Path(source.name).name} ({', '.join(source.columns)}; {ends[source.rule]})" for source in sources]
     return listed(names, 4)
+
+
+def check_known(sources: list[TextSource], tokenizer: Tokenizer, *, masks: bool) -> None:
+    """Raise DataError where the vocabulary has none of the words; with masks, unknown ones do not count as tokens."""
+    special = np.array(tokenizer.special_ids() if masks else [], dtype=np.int64)
+    texts = (text for text, _ in units(sources, sentences=False))
+    total = 0
+    while some := list(islice(texts, 256)):
+        found = tokenizer.column(some).values
+        total += len(found)
+        if not np.isin(found, special).all():
+            return
+    raise _nothing(total)
+
+
+def _nothing(tokens: int) -> DataError:
+    if not tokens:
+        return DataError("No text to pre-train on: the tokenizer finds no tokens in it.")
+    return DataError(
+        f"Nothing to guess: the vocabulary of the model has none of the words, all {tokens:,} tokens are unknown. "
+        "Choose a --model that knows the language, or begin one: --from-scratch mini."
+    )
 
 
 def tokenized(
@@ -91,13 +140,8 @@ def training_sequences(
             pieces = Pieces(pieces.starts[:count], pieces.lengths[:count], pieces.documents[:count])
         return Sequences(corpus, pieces, template, pairs=pairs, masking=masking, seed=seed)
 
-    if not corpus.tokens:
-        raise DataError("No text to pre-train on: the tokenizer finds no tokens in it.")
-    if masking is not None and all(special[shard].all() for shard in corpus.shards):
-        raise DataError(
-            f"Nothing to guess: the vocabulary of the model has none of the words, all {corpus.tokens:,} tokens are "
-            "unknown. Choose a --model that knows the language, or begin one: --from-scratch mini."
-        )
+    if not corpus.tokens or (masking is not None and all(special[shard].all() for shard in corpus.shards)):
+        raise _nothing(corpus.tokens)  # of a vocabulary that was made of the texts; others were checked before
     trained, held = hold_out(corpus, share=options.held_out, most=MOST_HELD, seed=seed, least=4 if pairs else 1)
     try:
         train, measured = of(trained), of(held, MOST_HELD) if len(held) else None

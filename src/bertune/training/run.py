@@ -30,7 +30,7 @@ from bertune.ship.predict import Predictor
 from bertune.training import checkpoint
 from bertune.training.check import check_used
 from bertune.training.checkup import Checkup, look_over
-from bertune.training.compatible import check_base, check_compatible, check_dropout
+from bertune.training.compatible import check_base, check_compatible, check_depth, check_dropout
 from bertune.training.features import first_trained_layer
 from bertune.training.finish import PRETRAIN, finish, keep_good, write_model
 from bertune.training.fit import Fit
@@ -123,6 +123,7 @@ def _run(
     looked = resume and (out / "run" / "check.json").is_file()
     checkup = Checkup() if looked else look_over(config, prepared, folder, tokenizer, listener)
     model, new_head = load(config, folder, prepared.task, say)
+    check_depth(config, encoder, model.depth)
     check_dropout(config, model)
 
     if ready is not None:
@@ -131,8 +132,8 @@ def _run(
     with disk_full(f"a file in {out}", kept="What was written before it is whole."), resumable():
         keep_record(config, out, prepared, resume=resume)
         if stage is not None:
-            start = pretrain_stage(stage, out / "run" / PRETRAIN, listener).out
-            model, new_head = load(config, start, prepared.task, say)
+            done = pretrain_stage(stage, out / "run" / PRETRAIN, listener).out
+            model, new_head = load(config, folder, prepared.task, say, stage=done)
         plan = settle(
             config.train, rows=len(prepared.train), encoder=encoder, new_head=new_head, lora=bool(config.model.lora)
         )
@@ -167,7 +168,7 @@ def settle_auto(
     if not (resume and record.is_file()):
         return choose()
     before = Config.load(record).model
-    names = ("long_text", "long_text_pair", "join", "chunk_overlap", "max_chunks")
+    names = ("long_text", "long_text_pair", "join", "chunk_overlap", "max_chunks", "truncation")
     return config.updated({"model": {name: getattr(before, name) for name in names}}), {}
 
 

@@ -15,7 +15,7 @@ import bertune
 from bertune.data.batch import make_batch
 from bertune.data.ragged import Encoded
 from bertune.errors import ConfigError
-from bertune.training.features import Features, first_trained_layer
+from bertune.training.features import Features, first_trained_layer, keeps_states
 from bertune.training.optim import freeze
 from bertune.training.run import Result
 from technique_runs import Stop, Stopper
@@ -80,18 +80,22 @@ def encoded_rows() -> Encoded:
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "max"])
-@pytest.mark.parametrize("what", ["1", "2", "encoder"])
+@pytest.mark.parametrize(("what", "layers", "combine"), [
+    ("1", "last", "auto"), ("2", "last", "auto"), ("encoder", "last", "auto"), ("1", "2", "auto"), ("3", "1", "auto"),
+    ("1", "last-3", "concat"), ("2", "last-2", "mix"), ("encoder", "first-2", "concat"),
+])  # fmt: skip
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=["fp32", "bf16"])
 def test_logits_from_kept_states_are_those_of_the_whole_model(
-    tmp_path: Path, tiny_bert: Path, what: str, pooling: str, dtype: torch.dtype, tolerance: float
+    tmp_path: Path, what: str, layers: str, combine: str, pooling: str, dtype: torch.dtype, tolerance: float
 ) -> None:
-    model, _ = loaded(tiny_bert, pooling=pooling)
+    folder = make_tiny_bert(tmp_path / "model", layers=4)
+    model, _ = loaded(folder, pooling=pooling, layers=layers, combine=combine)
     model.encoder.compute_in(dtype)
     freeze(model, what, train_positions=True)
     encoded = encoded_rows()
-    features = Features(
-        model, encoded, start=first_trained_layer(what, 2), budget=20, path=tmp_path / "states.tmp"
-    )
+    start = first_trained_layer(what, 4)
+    assert keeps_states(model, start)
+    features = Features(model, encoded, start=start, budget=20, path=tmp_path / "states.tmp")
     batch = make_batch(encoded, np.array([5, 1, 4, 0]))
     with torch.no_grad():
         found, wanted = features.logits(model, batch, None), model(model.inputs(batch))
@@ -99,6 +103,14 @@ def test_logits_from_kept_states_are_those_of_the_whole_model(
     assert torch.allclose(found, wanted, rtol=0, atol=tolerance)
     features.close()
     assert not (tmp_path / "states.tmp").exists()
+
+
+@pytest.mark.parametrize(("what", "layers"), [("2", "first-3"), ("2", "all"), ("3", "last-2")])
+def test_states_are_not_kept_where_the_head_reads_below_them(tmp_path: Path, what: str, layers: str) -> None:
+    model, _ = loaded(make_tiny_bert(tmp_path / "model", layers=4), layers=layers, combine="concat")
+    freeze(model, what, train_positions=True)
+
+    assert not keeps_states(model, first_trained_layer(what, 4))
 
 
 def test_kept_states_carry_gradients_to_the_layers_above_alone(tmp_path: Path, tiny_bert: Path) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from bertune.data.batch import make_batch
 from bertune.errors import ConfigError
 from bertune.model.losses import disagreement
 from bertune.model.noise import Noise
 from technique_runs import same_bits, stopped_and_resumed, train
-from test_loop import Training, same
+from test_loop import ROWS, Training, same
 from tiny_models import batch_of
 from tiny_runs import make_tiny_bert, multi_rows
 
@@ -68,13 +70,21 @@ def test_two_passes_without_dropout_agree_and_train_as_one_does(tiny_bert: Path)
 
 
 def test_the_loss_is_the_mean_of_both_passes_and_alpha_times_their_disagreement(tiny_bert: Path) -> None:
-    def first_loss(alpha: float) -> float:
-        return Training(tiny_bert, dropout=0.3, r_drop=alpha, steps=1).steps()[0].loss
+    how: dict[str, Any] = {"dropout": 0.3, "batch_size": ROWS, "steps": 1}
+    plain = Training(tiny_bert, **how)
+    batch, noise = make_batch(plain.course.encoded, np.arange(ROWS)), Noise(torch.device("cpu"))
+    targets, passes = torch.from_numpy(plain.course.targets), []
+    with torch.no_grad():
+        for second in (False, True):
+            noise.seek(0, 1, batch, second=second)
+            passes.append(plain.model(plain.model.inputs(batch), noise=noise))
+        first, other = (float(plain.course.loss(found, targets)) / ROWS for found in passes)
+        apart = float(disagreement("single", *passes)) / ROWS
 
-    # It is a straight line in alpha: its height at 0 is the mean of the passes, which no alpha of 0 computes.
-    low, middle, high = (first_loss(alpha) for alpha in (1.0, 2.0, 3.0))
-    assert middle - low == pytest.approx(high - middle, rel=1e-3)
-    assert middle > low
+    assert abs(first - other) > 1e-3 and apart > 1e-4
+    for alpha in (0.5, 300.0):
+        found = Training(tiny_bert, r_drop=alpha, **how).steps()[0].loss
+        assert found == pytest.approx((first + other) / 2 + alpha * apart, rel=1e-5)
 
 
 def test_both_passes_are_the_same_however_a_step_is_cut(tiny_bert: Path) -> None:

@@ -80,10 +80,10 @@ class ClassifierModel(EncoderModel):
             states = encoder(inputs, noise=None if quiet else noise, words=words, hidden=hidden, start=start)
             return self.head.pool([states], inputs)
         if head.layers:
-            assert start == 0, "states of lower layers are not kept where several layers are read"
             several = encoder.after(
-                head.layers, inputs, noise=noise, words=words, hidden=hidden, first_only=first, quiet=quiet
-            )
+                head.layers, inputs, noise=noise, words=words, hidden=hidden, start=start, first_only=first,
+                quiet=quiet,
+            )  # fmt: skip
             return self.head.pool(several, inputs, first_only=first)
         states = encoder(
             inputs, noise=noise, words=words, hidden=hidden, start=start, first_only=first, quiet=quiet

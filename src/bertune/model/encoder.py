@@ -399,13 +399,14 @@ class Encoder(nn.Module):
 
     def after(
         self, layers: tuple[int, ...], inputs: Inputs, *, noise: Noise | None = None, words: Tensor | None = None,
-        hidden: Tensor | None = None, first_only: bool = False, quiet: int = 0,
+        hidden: Tensor | None = None, start: int = 0, first_only: bool = False, quiet: int = 0,
     ) -> list[Tensor]:
         """States after each of `layers`, counted from 0 and ascending; those of pre-norm encoders with the final norm.
 
-        Layers above the last of them are not computed. hidden: embeddings to start from, instead of ids.
+        Layers above the last of them are not computed. hidden: states to start from at layer `start`, which is not
+        above the first of `layers`, instead of ids.
         """
-        found, start = [], 0
+        found = []
         for number in layers:
             last = number == layers[-1]
             states = self(

@@ -15,6 +15,7 @@ from torch import Tensor
 from bertune.data.batch import Batch, evaluation_batches
 from bertune.data.tokens import Encoded
 from bertune.model.classifier import ClassifierModel
+from bertune.model.encoder import Encoder
 from bertune.model.noise import Noise
 
 
@@ -84,9 +85,17 @@ class Features:
 
 def keeps_pooled(model: ClassifierModel, start: int) -> bool:
     """Whether nothing below the head's linear layers is trained, where layers below `start` are not."""
+    unread = list(model.encoder.layers)[model.depth :] if isinstance(model.encoder, Encoder) else []
+    apart = {id(value) for layer in unread for value in layer.parameters()}
     # The last norm of modernbert lies above the layers, and is trained with them where only layers are frozen.
-    above = any(value.requires_grad for value in model.encoder.parameters())
-    return start >= model.encoder.config.layers and not above and not model.head.config.learns
+    above = any(value.requires_grad for value in model.encoder.parameters() if id(value) not in apart)
+    return start >= model.depth and not above and not model.head.config.learns
+
+
+def keeps_states(model: ClassifierModel, start: int) -> bool:
+    """Whether the head reads nothing below layer `start`, so that states kept there are all it needs."""
+    read = model.head.config.layers
+    return keeps_pooled(model, start) or not read or read[0] >= start
 
 
 def first_trained_layer(freeze: str, layers: int) -> int:

@@ -20,7 +20,7 @@ from bertune.model.losses import make_loss
 from bertune.model.machine import Machine, free_disk
 from bertune.training.adversarial import FreeLB
 from bertune.training.base import RanAway, Training
-from bertune.training.features import Features, first_trained_layer, keeps_pooled
+from bertune.training.features import Features, first_trained_layer, keeps_pooled, keeps_states
 from bertune.training.interrupt import Interrupts
 from bertune.training.listen import Listener
 from bertune.training.loop import Course, advice
@@ -117,8 +117,8 @@ class Fit(Training):
         if self.progress.keeps_frozen is None:  # a resumed run does as before: the two ways may differ in the last bit
             fits = keeps_pooled(self.model, start) or needed <= 0.5 * free_disk(self.run_folder)
             self.progress.keeps_frozen = bool(fits)
-        if self.model.head.config.layers and not keeps_pooled(self.model, start):
-            self.listener.say("The head reads several layers, so every epoch computes the frozen ones anew.")
+        if not keeps_states(self.model, start):
+            self.listener.say("The head reads frozen layers, too, so every epoch computes these anew.")
             return
         if not self.progress.keeps_frozen:
             self.listener.say("The output of the frozen layers does not fit on the disk; every epoch computes it anew.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,19 @@ def test_the_options_stand_in_the_help_under_their_groups() -> None:
         panel = shown.partition(f"─ {group} ─")[2].partition("╰")[0]
         for flag in flags:
             assert f"{flag} " in panel, (group, flag)
+
+
+def test_every_option_of_a_training_is_in_its_help() -> None:
+    from bertune.commands.options import SECTIONS
+    from bertune.training.pretrain import _STAGE_ONLY
+
+    shown = re.sub(r"[\s│]+", "", call("train", "--help").out)
+    for section in ("model", "train", "pretrain"):
+        for name, field in SECTIONS[section].model_fields.items():
+            declared: Any = field.json_schema_extra or {}
+            own = declared.get("flag") if declared.get("command") is None else None
+            if section != "pretrain" or name not in _STAGE_ONLY:
+                assert (own or f"{section}.{name}") in shown, name
 
 
 def test_every_option_of_these_groups_is_in_the_document_of_techniques() -> None:

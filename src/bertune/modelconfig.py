@@ -42,7 +42,7 @@ class ModelConfig(Section):
     head: Literal["auto", "linear", "mlp"] = Field(
         "auto",
         description="Layers after pooling; auto: what transformers has for the architecture.",
-        json_schema_extra=flag("--head", group="Model"),
+        json_schema_extra=flag("--head", group="Model", more="model.head_hidden, model.head_dropout"),
     )
     head_hidden: int = Field(50, ge=1, description="Width of the mlp head.")
     head_dropout: float | None = Field(None, ge=0, lt=1, description="Dropout of the head; by default the model's own.")
@@ -87,13 +87,16 @@ class ModelConfig(Section):
         0,
         ge=0,
         description="Tokens that neighbouring chunks share.",
-        json_schema_extra=flag("--chunk-overlap", group="Long texts"),
+        json_schema_extra=flag("--chunk-overlap", group="Long texts", more="model.max_chunks"),
     )
     max_chunks: int = Field(MOST_CHUNKS, ge=1, description="Chunks of a text; what lies behind them is cut.")
     freeze: str = Field(
         "none",
         description="What is not trained: none, encoder, embeddings, or a number of lowest layers (with embeddings).",
-        json_schema_extra=flag("--freeze", group="Model", metavar="none|encoder|embeddings|K"),
+        json_schema_extra=flag(
+            "--freeze", group="Model", metavar="none|encoder|embeddings|K",
+            more="model.train_positions",
+        ),
     )
     train_positions: bool = Field(True, description="Train the position embeddings (the book's program does not).")
     reinit_layers: int = Field(
@@ -107,7 +110,10 @@ class ModelConfig(Section):
         ge=0,
         description="Train the head and, in place of the encoder, matrices of this rank beside its own (LoRA), by "
         "default at ten times the usual rate; 0: off.",
-        json_schema_extra=flag("--lora", group="Regularisation", metavar="RANK"),
+        json_schema_extra=flag(
+            "--lora", group="Regularisation", metavar="RANK",
+            more="model.lora_alpha, model.lora_targets",
+        ),
     )
     lora_alpha: float = Field(16.0, gt=0, description="LoRA's matrices count alpha / rank times.")
     lora_targets: list[Literal["query", "key", "value", "out", "up", "down"]] = Field(

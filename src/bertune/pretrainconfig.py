@@ -20,7 +20,13 @@ class PretrainConfig(Section):
         [],
         description="First pre-train the encoder on the training texts and those of FILE; train: on the training texts "
         "alone.",
-        json_schema_extra=flag("--pretrain-on", group="Pre-training", metavar="FILE|train"),
+        json_schema_extra=flag(
+            "--pretrain-on", group="Pre-training", metavar="FILE|train",
+            more="pretrain.objective, pretrain.masking, pretrain.mask_share, pretrain.random_share, "
+            "pretrain.whole_word, pretrain.max_length, pretrain.documents, pretrain.epochs, pretrain.max_steps, "
+            "pretrain.tokens, pretrain.lr, pretrain.warmup, pretrain.weight_decay, pretrain.clip, pretrain.held_out, "
+            "pretrain.evaluations",
+        ),
     )
     objective: Literal["mlm", "nsp", "both"] = Field(
         "mlm",

@@ -10,9 +10,15 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 
-def flag(name: str, *, group: str, metavar: str | None = None, command: str | None = None) -> dict[str, Any]:
-    """`command`: the only one that has this flag; None: `train` has it, and others that ask for it."""
-    return {"flag": name, "group": group, "metavar": metavar, "command": command}
+def flag(
+    name: str, *, group: str, metavar: str | None = None, command: str | None = None, more: str = ""
+) -> dict[str, Any]:
+    """What `json_schema_extra` says of a field that has an option.
+
+    command: the only one that has it; None: `train` has it, and others that ask for it. more: fields that belong to it
+    and have no option of their own, for its help: "train.betas, train.eps".
+    """
+    return {"flag": name, "group": group, "metavar": metavar, "command": command, "more": more}
 
 
 def takes_commas(field: FieldInfo) -> bool:

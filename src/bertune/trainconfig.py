@@ -18,7 +18,7 @@ class TrainConfig(Section):
         None,
         ge=1,
         description="Passes over the training rows; by default more for small data.",
-        json_schema_extra=flag("--epochs", group="Training"),
+        json_schema_extra=flag("--epochs", group="Training", more="train.max_steps"),
     )
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps.")
     batch_size: int | None = Field(
@@ -59,7 +59,7 @@ class TrainConfig(Section):
     optimizer: Literal["adamw", "adam", "bert-adam"] = Field(
         "adamw",
         description="Optimizer; bert-adam: adamw without the correction of its moments, to reproduce old results only.",
-        json_schema_extra=flag("--optimizer", group="Training"),
+        json_schema_extra=flag("--optimizer", group="Training", more="train.betas, train.eps, train.clip"),
     )
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="Decay of the first and second moments.")
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
@@ -86,7 +86,9 @@ class TrainConfig(Section):
         "auto",
         description="auto: cross-entropy or binary cross-entropy on logits; the last two are for any number of labels "
         "a row, some of them rare.",
-        json_schema_extra=flag("--loss", group="Training"),
+        json_schema_extra=flag(
+            "--loss", group="Training", more="train.focal_gamma, train.negative_gamma, train.negative_margin"
+        ),
     )
     focal_gamma: float = Field(2.0, ge=0, description="Focusing parameter of the focal loss.")
     negative_gamma: float = Field(4.0, ge=0, description="Focusing parameter of absent labels in the asymmetric loss.")
@@ -114,7 +116,10 @@ class TrainConfig(Section):
     adversarial: Literal["none", "freelb"] = Field(
         "none",
         description="freelb: train on token embeddings that are moved so as to mislead the model.",
-        json_schema_extra=flag("--adversarial", group="Regularisation"),
+        json_schema_extra=flag(
+            "--adversarial", group="Regularisation",
+            more="train.adversarial_steps, train.adversarial_lr, train.adversarial_norm, train.adversarial_start",
+        ),
     )
     adversarial_steps: int = Field(3, ge=2, description="Passes of freelb; each but the first after an ascent.")
     adversarial_lr: float = Field(0.1, gt=0, description="Norm of an ascent of freelb, over all tokens of a row.")
@@ -130,7 +135,9 @@ class TrainConfig(Section):
     average: Literal["none", "ema", "swa"] = Field(
         "none",
         description="Weights that are measured and kept: a moving average (ema), or the mean of the last steps (swa).",
-        json_schema_extra=flag("--average", group="Regularisation"),
+        json_schema_extra=flag(
+            "--average", group="Regularisation", more="train.ema_decay, train.swa_start, train.average_every"
+        ),
     )
     ema_decay: float = Field(0.999, gt=0, lt=1, description="What is left of a step in ema one step later.")
     swa_start: float = Field(0.5, ge=0, lt=1, description="Share of all steps after which swa begins.")
@@ -149,7 +156,9 @@ class TrainConfig(Section):
         None,
         ge=1,
         description="Stop after this many evaluations without a better metric.",
-        json_schema_extra=flag("--patience", group="Training"),
+        json_schema_extra=flag(
+            "--patience", group="Training", more="train.select_best, train.evals_per_epoch, train.evaluate_test"
+        ),
     )
     select_best: bool = Field(True, description="Keep the weights of the best evaluation; otherwise the last.")
     evals_per_epoch: int = Field(1, ge=1, description="Evaluations on the validation split per epoch.")
@@ -164,7 +173,12 @@ class TrainConfig(Section):
         json_schema_extra=flag("--seed", group="Training"),
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="Where to compute.", json_schema_extra=flag("--device", group="Machine")
+        "auto",
+        description="Where to compute.",
+        json_schema_extra=flag(
+            "--device", group="Machine",
+            more="train.kernels, train.compile, train.checkpoint_minutes, train.checkpoint_steps",
+        ),
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where it is faster.", json_schema_extra=flag("--precision", group="Machine")

@@ -40,6 +40,7 @@ class Flag:
     field: str
     info: FieldInfo
     told: str | None = None  # its help, where that is not what the field says of itself
+    more: bool = False  # whether its help names the fields that belong to it and have no option
 
     @property
     def key(self) -> str:
@@ -76,7 +77,10 @@ class Flag:
         if self.told is not None:
             return self.told
         text = str(self.info.description)
-        return text if default is None or default == [] else f"{text} Default: {default}."
+        if default is not None and default != []:
+            text += f" Default: {default}."
+        more = self.declared["more"]
+        return f"{text} With --set also {more}." if more and self.more else text
 
 
 def flags_of(keys: Iterable[str] | None = None, told: Mapping[str, str] | None = None) -> tuple[Flag, ...]:
@@ -91,7 +95,9 @@ def flags_of(keys: Iterable[str] | None = None, told: Mapping[str, str] | None =
             if not isinstance(extra, dict) or "flag" not in extra:
                 continue
             if extra["command"] is None if keys is None else f"{section}.{field}" in keys:
-                found.append(Flag(str(extra["flag"]), section, field, info, told.get(f"{section}.{field}")))
+                found.append(Flag(
+                    str(extra["flag"]), section, field, info, told.get(f"{section}.{field}"), more=keys is None
+                ))  # fmt: skip
     return tuple(found)
 
 

@@ -475,6 +475,8 @@ class TestRefused:
             ({"pretrain__held_out": 0, "pretrain__evaluations": 3}, ConfigError,
              "pretrain.evaluations 3: with pretrain.held_out 0 nothing is measured."),
             ({"data__text": "txt"}, DataError, "no column 'txt'"),
+            ({"pretrain__tokens": 100, "pretrain__max_length": 64}, ConfigError, "pretrain.tokens 100: a step takes at "
+             "least two sequences of pretrain.max_length 64. Pass 128 or more"),
             ({"train__lr": 0.1}, ConfigError, "train.lr: has no effect on a pre-training"),
         ],
     )  # fmt: skip
@@ -508,6 +510,11 @@ class TestRefused:
         done = shell("pretrain", books, "--model", tmp_path / "none", "--out", tmp_path / "out", "--set",
                      "pretrain.mask_share=1", "--set", "pretrain.random_share=0")  # fmt: skip
         assert done.code == 2 and "pretrain" not in done.err
+
+    def test_data_in_memory_has_no_blank_lines_to_end_documents(self, tiny_bert: Path, tmp_path: Path) -> None:
+        config = options([], tiny_bert, pretrain__documents="blank")
+        with pytest.raises(ConfigError, match=r"documents blank: .* data in memory has a document a row"):
+            pretrain(config, out=tmp_path / "out", source=topic_rows(20))
 
     def test_a_tokenizer_without_a_mask(self, books: Path, tmp_path: Path) -> None:
         folder = make_tiny_bert(tmp_path / "model")
@@ -789,6 +796,8 @@ class TestStage:
             ({"pretrain.on": "train", "pretrain.from_scratch": "mini"}, "a new vocabulary takes a run of its own"),
             ({"pretrain.on": "no-such-file.csv"}, "no-such-file.csv: no such file"),
             ({"pretrain.on": "train", "pretrain.max_length": 100}, "this encoder reads at most 64 tokens"),
+            ({"pretrain.on": "train", "pretrain.max_length": 32, "pretrain.documents": "blank"},
+             "pretrain.documents blank: is for files of plain text; training rows have a document a row."),
         ],
     )  # fmt: skip
     def test_what_cannot_be_is_refused_before_anything_is_written(

@@ -89,6 +89,8 @@ def _opened(config: Config, out: Path, rates: np.ndarray, source: Any, listener:
     """A training that is ready for its first step, with `rates` in place of a schedule."""
     say = listener.say
     folder, _ = open_source(config.model.name, revision=config.model.revision)
+    if config.pretrain.on:
+        say("The rates are tested on the encoder as it is before pre-training.")
     encoder, tokenizer = read_config(folder), Tokenizer.load(folder)
     check_fit(tokenizer, encoder, folder)
     prepared = read_splits(source, config.data, say)

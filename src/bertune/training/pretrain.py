@@ -157,6 +157,11 @@ def check_options(config: Config) -> None:
             f"pretrain.mask_share {options.mask_share:g} and pretrain.random_share {options.random_share:g}: are "
             "together at most 1; make one of them smaller."
         )
+    if options.tokens is not None and options.tokens < 2 * options.max_length:
+        raise ConfigError(
+            f"pretrain.tokens {options.tokens}: a step takes at least two sequences of pretrain.max_length "
+            f"{options.max_length}. Pass {2 * options.max_length} or more, or shorter sequences."
+        )
     if not options.held_out and options.evaluations != plain.evaluations:
         raise ConfigError(
             f"pretrain.evaluations {options.evaluations}: with pretrain.held_out 0 nothing is measured. Leave one of "

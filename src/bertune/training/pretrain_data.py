@@ -40,6 +40,7 @@ def sources_of(config: Config, source: Any) -> list[TextSource]:
     data, columns = config.data, tuple(config.data.text)
     if source is None:
         return file_sources(data.files, data, columns=columns, rule=config.pretrain.documents)
+    _check_documents(config, "data in memory has")
     table = read_table(source, data, keep_all=True)
     return [table_source(table, text_columns(table, columns, ()), name=FRAME)]
 
@@ -54,10 +55,20 @@ def stage_sources(config: Config, prepared: Prepared) -> list[TextSource]:
         row_key(cells) for split in prepared.splits.values() for cells in row_cells(split.table, columns)
     )
     sources = [table_source(prepared.train.table, columns, name="the training rows")]
+    if set(config.pretrain.on) == {WITHIN_TASK}:
+        _check_documents(config, "training rows have")
     for name in config.pretrain.on:
         if name != WITHIN_TASK:
             sources += [replace(source, without=known) for source in _unlabelled(name, config, columns)]
     return sources
+
+
+def _check_documents(config: Config, what: str) -> None:
+    rule = config.pretrain.documents
+    if rule not in ("auto", "row"):
+        raise ConfigError(
+            f"pretrain.documents {rule}: is for files of plain text; {what} a document a row. Leave it out."
+        )
 
 
 def _unlabelled(name: str, config: Config, columns: tuple[str, ...]) -> list[TextSource]:

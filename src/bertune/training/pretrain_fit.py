@@ -54,8 +54,8 @@ def settle_pretraining(
     times as large ones.
     """
     options = config.pretrain
-    wanted = options.tokens or min(TOKENS, max(FEWEST, tokens // ENOUGH))
-    per_epoch = max(1, round(tokens / max(wanted, 2 * options.max_length)))
+    wanted = options.tokens or max(min(TOKENS, max(FEWEST, tokens // ENOUGH)), 2 * options.max_length)
+    per_epoch = max(1, round(tokens / wanted))
     if options.max_steps is not None and options.epochs is None:
         steps = options.max_steps
     else:

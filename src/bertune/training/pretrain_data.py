@@ -52,8 +52,9 @@ def stage_sources(config: Config, prepared: Prepared) -> list[TextSource]:
     task = prepared.task
     columns = task.text + task.text_pair
     known = frozenset(
-        row_key(cells) for split in prepared.splits.values() for cells in row_cells(split.table, columns)
-    )
+        key for split in prepared.splits.values() for cells in row_cells(split.table, columns)
+        if (key := row_key(cells))  # a blank line of a file is no row
+    )  # fmt: skip
     sources = [table_source(prepared.train.table, columns, name="the training rows")]
     if set(config.pretrain.on) == {WITHIN_TASK}:
         _check_documents(config, "training rows have")

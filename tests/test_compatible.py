@@ -57,6 +57,12 @@ REFUSED = [
     ({"model__reinit_layers": 1, "model__layers": "0"},
      "--reinit-layers 1: the head reads 1 of 2 layers, and none of the 1 top ones. Leave it out, or read others with "
      "--layers."),
+    ({"model__train_positions": False, "model__lora": 2},
+     "--lora 2 and model.train_positions False: LoRA leaves the position embeddings as they are anyhow. Leave one of "
+     "them out."),
+    ({"model__train_positions": False, "model__freeze": "embeddings"},
+     "--freeze embeddings and model.train_positions False: what is frozen has the position embeddings in it. Leave one "
+     "of them out."),
     ({"train__layer_decay": 0.5, "model__freeze": "1"},
      "--layer-decay 0.5: one layer is trained, the top one, and its rate is the full one. Leave it out."),
     ({"train__layer_decay": 0.5, "train__layer_decay_on": "encoder", "model__layers": "0"},

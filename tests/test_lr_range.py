@@ -13,6 +13,7 @@ import pytest
 
 import bertune
 from bertune.errors import Interrupted
+from bertune.report.rates import draw_range
 from bertune.training.lr_range import in_words, judged, smoothed
 from shell import Done, call
 from tiny_runs import Told, topic_rows
@@ -148,6 +149,18 @@ def test_it_reads_long_texts_as_the_training_that_follows(
     found = bertune.lr_range(table, out=tmp_path / "lr", model=tiny_bert, batch_size=8, steps=20, settings=quick).found
 
     assert found["points"][0]["loss"] == told.steps[0].loss
+
+
+@pytest.mark.parametrize("first", [1, 3])
+def test_a_training_that_is_lost_at_the_lowest_rates_says_so(first: int) -> None:
+    rates, losses = np.geomspace(1e20, 1e22, first), np.append(np.full(first - 1, 1.1), np.inf)
+    found = judged(rates, losses, steps=100)
+
+    assert found["diverged"] == rates[-1] and found["suggestion"] is None
+    json.dumps(found, allow_nan=False)
+    said = in_words(found)
+    assert "no number at the lowest rate" in said if first == 1 else "From 1e+22 on training runs away" in said
+    draw_range(found)
 
 
 def test_ctrl_c_ends_it_with_a_sentence(table: Path, tmp_path: Path, tiny_bert: Path) -> None:

@@ -27,7 +27,7 @@ from bertune.training.multitask_fit import MultiCourse, score, shares, turns
 from shell import call, read_rows, write_rows
 from technique_runs import Stop, Stopper
 from tiny_models import tiny
-from tiny_runs import QUICK, Told, multi_rows, pair_rows, topic_rows
+from tiny_runs import QUICK, Told, make_tiny_bert, multi_rows, pair_rows, topic_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 
@@ -468,6 +468,22 @@ def test_an_added_task_gets_a_new_head_over_the_encoder_of_the_others(done: Join
     assert not any("Task topics: " in text and "New weights" in text for text in told.said)
     before, after = (load_file(out / "encoder/model.safetensors") for out in (done.out, tmp_path / "out"))
     assert all(torch.allclose(value, after[name], atol=1e-5) for name, value in before.items())
+
+
+def test_what_is_trained_is_judged_by_the_layers_of_all_tasks(tmp_path: Path) -> None:
+    model, names, low = make_tiny_bert(tmp_path / "model", layers=3), ("topics", "many"), {"model": {"layers": "0"}}
+
+    def made(out: Path, *lowest: str, **more: Any) -> Joint:
+        chosen = options(model, names=names, tasks=dict.fromkeys(lowest, low), **more)
+        chosen["model"] |= {"freeze": "1", "dropout": 0.2}
+        return bertune.multitask(chosen, out=out, data={name: DATA[name] for name in names})
+
+    made(tmp_path / "out", "topics")
+    with pytest.raises(ConfigError, match="no layer is trained with --freeze 1"):
+        made(tmp_path / "none", *names)
+    with pytest.raises(ConfigError, match=r"task topics, alone afterwards: --dropout 0\.2: no layer is trained"):
+        made(tmp_path / "none", "topics", then_alone=True)
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_task_with_other_labels_gets_a_new_head(done: Joint, tmp_path: Path, tiny_bert: Path) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from bertune.config import Config
 from bertune.errors import ConfigError
-from bertune.evaluate.resample import Scores, differences, seed_differences
+from bertune.evaluate.resample import Scores, differences, interval_over_seeds, seed_differences
 from bertune.reproduce import run as reproduce_run
 from bertune.reproduce.keep import cell_key, read_cell
 from bertune.reproduce.run import draw_part, make_cells
@@ -84,6 +84,10 @@ class TestRecipes:
             ({"rows": {"a": {"against": "a"}}}, "a: against: 'a' is the row itself"),
             ({"title": ...}, "'tables.t.title' is missing"),
             ({"rows": {"a": {"encoder": "e {x}"}}, "data": ["d"]}, "'e {x}' is not one of the encoders"),
+            ({"rows": {"a": {"only": ["e"]}}, "data": ["d"]}, "t, a: only: 'e' is not one of the table's data, d"),
+            ({"rows": {"a": {"published": {"e": 1}}}}, "t, a: published: 'e' is not one of the table's data, none"),
+            ({"rows": {"a": {"settings": {"data.text": ["x"]}}}}, "data.text says what the rows are; write it under"),
+            ({"settings": {"train.seed": 1}}, "table t: settings: train.seed changes with every seed"),
         ],
     )  # fmt: skip
     def test_a_recipe_that_is_wrong_is_refused_in_a_sentence(
@@ -101,11 +105,15 @@ class TestRecipes:
         ("change", "said"),
         [
             ({"encoders": {"e": {"parts": ["x"]}}}, "encoder e: 'x' is not one of the data, topics, many"),
+            ({"encoders": {"e": {"settings": {}}}}, "encoder e: has no texts to learn from; name parts or files"),
             ({"encoders": {"e": {"start": "e"}}}, "encoder e: start: 'e' is not one of .* above it, of which"),
-            ({"encoders": {"e": {}, "f": {"start": "x"}}}, "encoder f: start: 'x' is not one of .* above it, e"),
-            ({"encoders": {"e": {}, "f": {"start": "e", "settings": {"pretrain.from_scratch": "mini"}}}},
+            ({"encoders": {"e": {"files": ["a"]}, "f": {"start": "x"}}},
+             "encoder f: start: 'x' is not one of .* above it, e"),
+            ({"encoders": {"e": {"files": ["a"]}, "f": {"start": "e", "settings": {"pretrain.from_scratch": "mini"}}}},
              "encoder f: start says what it begins with, and so does pretrain.from_scratch"),
             ({"data": {"topics": {"files": [], "part": {"vaild": 3}}}}, "vaild"), ({"tables": {}}, "tables"),
+            ({"data": {"topics": {"files": [], "test": None}}}, "test"),
+            ({"settings": {"train.seed": 3}}, "settings: train.seed changes with every seed"),
         ],
     )  # fmt: skip
     def test_so_is_one_whose_data_or_encoders_are_wrong(self, spec: Spec, change: dict[str, Any], said: str) -> None:
@@ -147,8 +155,11 @@ class TestTrainings:
         with pytest.raises(Stop):
             make_cells(spec, wanted, listener=Stopper(4), **options)
         told = Told()
-        assert make_cells(spec, wanted, listener=told, **options)
+        spec.settings |= {"train.threads": 2, "train.measure_precision": "auto"}  # of the machine: it goes on as begun
+        assert make_cells(spec, list(cells(spec, ["ways"], seeds=1))[:1], listener=told, **options)
         assert "Resumed after step 2 of 5." in told.said
+        spec.settings |= {"train.threads": 1, "train.measure_precision": "fp32"}
+        assert make_cells(spec, wanted, listener=Told(), **options)
 
         whole = list(cells(spec, ["ways"], seeds=1))
         make_cells(spec, whole, listener=Told(), **options | {"out": tmp_path / "whole"})
@@ -388,6 +399,24 @@ class TestTables:
             (wanted["difference"], wanted["low"], wanted["high"])
         )
 
+    @pytest.mark.parametrize("seeds", [2, 3, 5])
+    @pytest.mark.parametrize("rows", [0.0, 0.5, 1.0, 3.0])
+    def test_the_interval_over_few_seeds_holds_the_truth_as_often_as_it_says(self, seeds: int, rows: float) -> None:
+        random = np.random.default_rng(0)
+        held, times = 0, 1500
+        for _ in range(times):  # seeds vary by 1, rows by `rows` for all seeds alike; the truth is 0
+            low, high = interval_over_seeds(random.normal(size=seeds) + rows * random.normal(), rows**2, 1000)
+            held += low <= 0 <= high
+
+        assert held / times > 0.89  # .9 to .98; drawn anew from themselves, two seeds hold it in .6
+
+    def test_an_undefined_metric_has_no_verdict_but_noise(self) -> None:
+        truth = np.zeros(20, np.int64)
+        pair = [Scores("single", np.random.default_rng(seed).normal(size=(20, 2)), truth) for seed in (0, 1)]
+        for count in (1, 2):
+            found = seed_differences("roc_auc_macro", pair[:count], pair[:count][::-1])
+            assert np.isnan(found).all() and verdict(-1.0, *found[1:], lower_is_better=True) == "noise"
+
     def test_seeds_that_differ_widen_the_interval(self) -> None:
         truth = np.zeros(400, np.int64)
 
@@ -405,6 +434,13 @@ class TestTables:
 
 
 class TestCommand:
+    def test_it_does_not_write_among_files_of_others(self, spec: Spec, tmp_path: Path) -> None:
+        (tmp_path / "tiny.md").write_text("mine", encoding="utf-8")
+        done = shell("reproduce", tmp_path / "tiny.yaml", "--data", tmp_path / "data", "--out", tmp_path)
+
+        assert done.code == 2 and "and no reproduction. Choose another one." in done.err
+        assert (tmp_path / "tiny.md").read_text(encoding="utf-8") == "mine"
+
     def test_it_trains_writes_the_tables_and_has_nothing_to_do_the_next_time(
         self, spec: Spec, tmp_path: Path
     ) -> None:

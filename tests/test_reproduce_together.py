@@ -285,7 +285,7 @@ class TestKeys:
             for some in (rest, spec)
         )
 
-        assert len(after) == len(before) + 4 * 3 * 3 and before.items() <= after.items()
+        assert len(after) == len(before) + 4 * 3 * 2 and before.items() <= after.items()
 
     def test_the_reference_of_the_multi_task_table_is_that_of_the_pre_training_table(self) -> None:
         spec = read_spec("sun2019")

@@ -19,8 +19,13 @@ import torch
 from safetensors.torch import load_file
 
 import bertune
+from bertune.config import Config
 from bertune.evaluate.metrics import METRICS
-from bertune.training.run import Result
+from bertune.multitaskconfig import JointOptions, MultiConfig
+from bertune.settings import nested
+from bertune.training.multitask import multitask
+from bertune.training.pretrain import pretrain
+from bertune.training.run import Result, run
 from tiny_runs import QUICK, TOPICS, Told, make_tiny_bert, multi_rows, pair_rows, topic_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -271,6 +276,44 @@ class TestGoingOn:
         assert right.labels == ("ANIMALS", "PLANTS", "TOOLS")
         assert "| head lr | 1e-11 |" in (further.out / "README.md").read_text(encoding="utf-8")
         assert not np.allclose(left.logits(rows), right.logits(rows), atol=1e-3)
+
+    def test_nor_can_the_model_that_this_one_stands_beside(self, tiny_bert: Path, tmp_path: Path) -> None:
+        rows = topic_rows(40)
+        base = bertune.train(rows, out=tmp_path / "base", model=tiny_bert, settings=SHORT).out
+        lora = bertune.train(rows, out=tmp_path / "lora", model=base, settings=SHORT | {"model.lora": 2}).out
+        with pytest.raises(bertune.ConfigError, match=rf"--model {lora} needs {base}, which lies in --out {base}"):
+            bertune.train(rows, out=base, model=lora, overwrite=True, settings=SHORT)
+        bertune.load(lora, threads=1)
+
+    @pytest.mark.parametrize("machine", [
+        {"train.device": "cuda"}, {"train.kernels": "compiled", "train.precision": "fp32"}, {"train.compile": "yes"},
+    ], ids=str)  # fmt: skip
+    @pytest.mark.parametrize("how", ["train", "multitask", "pretrain"])
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    def test_an_earlier_result_outlives_a_machine_that_is_not_there(
+        self, tiny_bert: Path, tmp_path: Path, machine: dict[str, str], how: str
+    ) -> None:
+        pl.DataFrame(topic_rows(60)).write_csv(tmp_path / "rows.csv")
+        read = {"data": {"files": [str(tmp_path / "rows.csv")]}}
+        plain = Config().updated({"model": {"name": str(tiny_bert)}, "train": {"threads": 1, "epochs": 1}})
+
+        def make(config: Config, **more: Any) -> None:
+            if how == "multitask":
+                joint = MultiConfig(config, JointOptions()).updated({"tasks": {"a": read}})
+                multitask(joint, out=tmp_path / "out", **more)
+            elif how == "train":
+                run(config.updated(read), out=tmp_path / "out", **more)
+            else:
+                config = config.updated(read).updated({"train": {"epochs": None}, "pretrain": {"max_length": 32}})
+                pretrain(config, out=tmp_path / "out", **more)
+
+        make(plain)
+        files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+        for name, value in machine.items():
+            plain = plain.updated(nested(name, value))
+        with pytest.raises(bertune.ConfigError):
+            make(plain, overwrite=True)
+        assert files == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
 
     def test_a_model_cannot_be_overwritten_by_what_starts_from_it(self, made: Made) -> None:
         before = (made.result.out / "model.safetensors").read_bytes()

@@ -179,7 +179,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
         check_output(out, overwrite=True, inputs=config.read_files())
         again = (out / BUNDLE_FILE).exists()
         if again:
-            check_model_stays(Path(self.model), out)
+            from bertune.model.lowrank import foundations
+
+            model = Path(self.model)
+            check_model_stays(foundations(model) if model.is_dir() else [model], out)
         place = temporary_path(out.parent) if again else out
         try:
             run(config, source=source, out=place, overwrite=True)

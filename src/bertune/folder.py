@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -91,10 +91,15 @@ def check_output(
             raise ConfigError(f"--overwrite: {path} lies in --out {out} and would be deleted. Move it first.")
 
 
-def check_model_stays(model: Path, out: Path) -> None:
-    """Raise ConfigError where the folder of a model lies in `out`, whose old result `overwrite` deletes."""
-    if out.resolve() in (model.resolve(), *model.resolve().parents):
-        raise ConfigError(f"--model {model} lies in --out {out}; --overwrite would delete it. Choose another --out.")
+def check_model_stays(model: Sequence[Path], out: Path) -> None:
+    """Raise ConfigError where a folder that a model needs, its own the first, lies in `out`, whose old result
+    `overwrite` deletes."""
+    for place in model:
+        if out.resolve() in (place.resolve(), *place.resolve().parents):
+            needs = "" if place == model[0] else f" needs {place}, which"
+            raise ConfigError(
+                f"--model {model[0]}{needs} lies in --out {out}; --overwrite would delete it. Choose another --out."
+            )
 
 
 def prepare_output(out: Path, *, resume: bool = False, overwrite: bool = False, by: str = "train") -> None:

@@ -73,7 +73,8 @@ class Reproduce(Configured):
         elif not (out / "cells").is_dir():
             raise ConfigError(f"--no-train: {out} holds no trainings of a reproduction yet. Leave --no-train out.")
         found = results(spec, wanted, out)
-        text = markdown(spec, found, model=base.model.name, seeds=self.seeds)
+        models = dict.fromkeys(cell.config.model.name for cell in wanted if not cell.encoder)
+        text = markdown(spec, found, model=listed(models) or base.model.name, seeds=self.seeds)
         self._write(out, spec.name, text, found)
         if self.as_json:
             print_json({"out": str(out), "tables": found})
@@ -94,7 +95,7 @@ def _check_out(out: Path) -> None:
     if not there.is_dir():
         raise ConfigError(f"--out {out}: {there} is a file, and a folder is wanted. Choose another name.")
     found = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    if found and not {"cells", "data"} & set(found):
+    if "cells" not in found and set(found) - {"data", "encoders", "running"}:  # the latter come before the first cell
         raise ConfigError(
             f"--out {out}: the folder holds {listed(found, 5)}, and no reproduction. Choose another one."
         )

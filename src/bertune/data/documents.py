@@ -60,8 +60,8 @@ def row_cells(table: Table, columns: tuple[str, ...]) -> Iterator[tuple[str, ...
 
 
 def row_key(cells: Iterable[str]) -> str:
-    """What rows have in common that say the same."""
-    return "\n".join(cell.strip() for cell in cells)
+    """What rows have in common that say the same, whatever lies between their words or columns."""
+    return " ".join(" ".join(cells).split())
 
 
 def file_sources(

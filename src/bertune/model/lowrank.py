@@ -26,6 +26,7 @@ from bertune.files import atomic_path, to_json
 from bertune.hub import CONFIG, TOKENIZER_FILES, weight_files
 from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import EncoderConfig
+from bertune.model.shared import encoder_of, is_shared
 from bertune.model.source import atomic_folder, open_source
 from bertune.model.weights import SAFETENSORS
 from bertune.paths import cached_digest
@@ -149,6 +150,14 @@ def read_adapter(folder: Path) -> Adapter | None:
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise ModelError(f"{path}: not readable as an adapter of bertune, so it is damaged or cut: {error}") from None
     return Adapter(_find(folder, base), tensors, targets, scale, layers)
+
+
+def foundations(folder: Path) -> list[Path]:
+    """The folders that a model needs: its own, and where its weights stand beside others, that of these."""
+    adapter = read_adapter(folder)
+    if adapter is not None:
+        return [folder, *foundations(adapter.folder)]
+    return [folder, encoder_of(folder)] if is_shared(folder) else [folder]
 
 
 def _find(folder: Path, base: Base) -> Path:

@@ -37,8 +37,9 @@ def draw_range(found: dict[str, Any]) -> Picture:
         axes.set_xscale("log")
         # A loss that runs away would leave no room for the rest.
         known = line[np.isfinite(line)]
-        low, high = min(known.min(), found["first"]), max(2 * found["first"], known.min())
-        axes.set_ylim(low - 0.1 * (high - low), min(high, np.nanmax(raw)) + 0.05 * (high - low))
+        if len(known):
+            low, high = min(known.min(), found["first"]), max(2 * found["first"], known.min())
+            axes.set_ylim(low - 0.1 * (high - low), min(high, np.nanmax(raw)) + 0.05 * (high - low))
         dress(axes, "Learning-rate range", "loss")
         axes.set_xlabel("learning rate of the encoder", color=INK)
 

@@ -12,14 +12,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bertune.config import Config, DataConfig
+from bertune.config import Config, DataConfig, TrainConfig
 from bertune.data.splits import share_of_rows
 from bertune.errors import ConfigError, listed
 from bertune.evaluate.metrics import METRICS
 from bertune.files import atomic_path
 from bertune.multitaskconfig import MultiConfig
-from bertune.reproduce.keep import cell_key, digest, encoder_record, is_kept, keep_cell, rows_of, training_key
+from bertune.reproduce.keep import MACHINE, cell_key, digest, encoder_record, is_kept, keep_cell, rows_of, training_key
 from bertune.reproduce.spec import Cell, Data, Spec
+from bertune.settings import read_yaml
 from bertune.training.listen import Listener
 from bertune.training.multitask import ALONE, TASKS, multitask
 from bertune.training.prepare import Prepared, Split, read_splits
@@ -136,7 +137,18 @@ def make_encoder(
     config = config.updated({"data": {"files": [str(path) for path in files]}})
     if start is not None:
         config = config.updated({"model": {"name": start}})
-    return pretrain(config, out=place, resume=place.exists(), listener=listener).out
+    return pretrain(config.updated(_as_begun(place)), out=place, resume=place.exists(), listener=listener).out
+
+
+def _as_begun(place: Path) -> dict[str, Any]:
+    """The settings of the machine that a stopped training in `place` was begun with: a key does not depend on them, and
+    they stay as they are until its end."""
+    record = place / "run" / "config.yaml"
+    if not record.is_file():
+        return {}
+    begun = read_yaml(record).get("train") or {}
+    plain = TrainConfig()
+    return {"train": {name: begun.get(name, getattr(plain, name)) for name in MACHINE}}
 
 
 def _make(
@@ -145,6 +157,7 @@ def _make(
     """Train a cell alone."""
     [(key, cell)] = made.items()
     config = _plain(cell, model).updated({"data": _section(cell, parts[cell.data])})
+    config = config.updated(_as_begun(place))
     begin = time.monotonic()
     result = run(config, out=place, resume=place.exists(), listener=listener)
     # What was trained before a stop counts, too.
@@ -167,6 +180,7 @@ def _make_together(
     tasks = {name: {"data": _section(cell, parts[name])} for name in cell.tasks}
     config = MultiConfig(_plain(cell, model), cell.joint).updated({"tasks": tasks, "then_alone": further})
     place = place.with_name(f"{place.name}-{ALONE}") if further else place  # which is gone on with as it was begun
+    config = config.updated({}, shared=config.shared.updated(_as_begun(place)))
     begin = time.monotonic()
     metrics = multitask(config, out=place, resume=place.exists(), listener=listener).metrics
     whole = time.monotonic() - begin

@@ -28,8 +28,8 @@ class Data(_Part):
     """Files below the data folder, options of the data section, and how many rows of each split are drawn."""
 
     files: list[str]
-    valid: str | float | None = 0.1
-    test: str | float | None = 0.1
+    valid: str | float = 0.1
+    test: str | float = 0.1
     options: dict[str, Any] = {}
     part: dict[Literal["train", "valid", "test"], Annotated[int, Field(ge=1)]] = {}
     note: str = ""
@@ -123,16 +123,25 @@ class Spec(_Part):
             if absent:
                 raise ValueError(f"encoder {name}: '{absent[0]}' is not one of the data, {listed(self.data)}")
             wrong = _wrong_start(encoder, list(self.encoders)[: list(self.encoders).index(name)])
+            if not wrong and not encoder.parts and not encoder.files:
+                wrong = "has no texts to learn from; name parts or files"
             if wrong:
                 raise ValueError(f"encoder {name}: {wrong}")
+        wrong = _wrong_settings(self.settings)
+        if wrong:
+            raise ValueError(wrong)
         for name, table in self.tables.items():
+            wrong = _wrong_settings(table.settings)
+            if wrong:
+                raise ValueError(f"table {name}: {wrong}")
             unknown = [data for data in table.data if data not in self.data]
             if unknown:
                 raise ValueError(f"table {name}: '{unknown[0]}' is not one of the data, {listed(self.data)}")
             if table.reference not in table.rows:
                 raise ValueError(f"table {name}: the reference '{table.reference}' is not one of its rows")
             for row, one in table.rows.items():
-                wrong = _wrong_against(table, row) or _wrong_together(table, one)
+                wrong = _wrong_names(table, one) or _wrong_settings(one.settings, encoder=one.encoder)
+                wrong = wrong or _wrong_against(table, row) or _wrong_together(table, one)
                 if wrong:
                     raise ValueError(f"table {name}, {row}: {wrong}")
             for row, data in table.pairs():
@@ -153,6 +162,28 @@ def _wrong_start(encoder: Encoder, above: list[str]) -> str:
         return f"start: '{encoder.start}' is not one of the encoders above it, {known}"
     twice = [key for key in ("model.name", "pretrain.from_scratch") if key in encoder.settings]
     return f"start says what it begins with, and so does {twice[0]}; leave one of them out" if twice else ""
+
+
+def _wrong_settings(settings: dict[str, Any], *, encoder: str | None = None) -> str:
+    """What is wrong with the settings of trainings, as a sentence; empty where all is well."""
+    for key in settings:
+        if key.startswith("data.") and key != "data.share":
+            return f"settings: {key} says what the rows are; write it under the data"
+        if key == "train.seed":
+            return "settings: train.seed changes with every seed that is asked for; leave it out"
+        if key in ("model.name", "model.revision") and encoder is not None:
+            return f"settings: {key} names a model, and so does encoder; leave one of them out"
+    return ""
+
+
+def _wrong_names(table: Table, row: Row) -> str:
+    """What a row says of data that its table does not have, as a sentence; empty where all is well."""
+    for field in ("only", "published"):
+        value = getattr(row, field)
+        unknown = [] if isinstance(value, float) else [name for name in value or () if name not in table.data]
+        if unknown:
+            return f"{field}: '{unknown[0]}' is not one of the table's data, {listed(table.data) or 'none'}"
+    return ""
 
 
 def _wrong_against(table: Table, row: str) -> str:

@@ -74,7 +74,7 @@ def _published_gap(table: Table, data: str, row: str) -> float | None:
 
 def verdict(gap: float | None, low: float, high: float, *, lower_is_better: bool) -> str:
     """What the interval of our difference says of the published one, `gap`; without one, which of both is better."""
-    if low <= 0 <= high:
+    if not (low > 0 or high < 0):  # nor where it is undefined
         return "noise"
     if not gap:
         return "worse" if (low > 0) == lower_is_better else "better"
@@ -84,9 +84,10 @@ def verdict(gap: float | None, low: float, high: float, *, lower_is_better: bool
 def markdown(spec: Spec, lines: dict[str, list[dict[str, Any]]], *, model: str, seeds: int) -> str:
     """The tables as a page of Markdown."""
     trained = "one seed" if seeds == 1 else f"up to {seeds} seeds"
+    over = "rows" if seeds == 1 else "rows and seeds (of one seed, over rows alone)"
     how = (
         f"Ours: `--model {model}`, {trained}. Differences are to the row that is named, on the same test "
-        "rows, with 95 % intervals over rows and seeds; test rows were measured once, after validation rows had chosen."
+        f"rows, with 95 % intervals over {over}; test rows were measured once, after validation rows had chosen."
     )
     parts = [f"# {spec.title}", spec.source, spec.note, how]
     used = {data for name in lines for data in spec.tables[name].data}

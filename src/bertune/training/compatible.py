@@ -39,6 +39,8 @@ PAIRS = (
     ("model.lora", "train.unfreeze", "LoRA leaves the encoder's own weights as they are"),
     ("model.lora", "train.mixout", "LoRA leaves the encoder's own weights as they are, so there is nothing to mix"),
     ("model.lora", "model.reinit_layers", "LoRA would leave the new weights as they were drawn"),
+    ("model.lora", "model.train_positions", "LoRA leaves the position embeddings as they are anyhow"),
+    ("model.freeze", "model.train_positions", "what is frozen has the position embeddings in it"),
     ("model.lora", "train.average", "the mean of products is not the product of means, which LoRA would save"),
     ("train.adversarial", "train.r_drop", "both take several passes a step, for reasons of their own"),
 )
@@ -61,8 +63,11 @@ def told(config: Config, key: str) -> str:
     return f"{FLAGS.get(key, key)} {shown}"
 
 
-def check_compatible(config: Config, encoder: EncoderConfig) -> None:
-    """Raise ConfigError for techniques that contradict one another, or that this encoder has no use for."""
+def check_compatible(config: Config, encoder: EncoderConfig, *, shared: bool = False) -> None:
+    """Raise ConfigError for techniques that contradict one another, or that this encoder has no use for.
+
+    shared: other tasks have the encoder, too, and may read other layers; see `check_depth`.
+    """
     for key, (needed, how) in NEEDS.items():
         if changed(config, key) and not changed(config, needed):
             raise ConfigError(f"{told(config, key)}: has no effect by itself. Pass {how} with it, or leave it out.")
@@ -80,7 +85,9 @@ def check_compatible(config: Config, encoder: EncoderConfig) -> None:
                 "Leave it out."
             )
     start = first_trained_layer(config.model.freeze, encoder.layers)
-    check_depth(config, encoder, depth_read(chosen_layers(config.model.layers, encoder), encoder.layers))
+    read = chosen_layers(config.model.layers, encoder)
+    if not shared:
+        check_depth(config, encoder, depth_read(read, encoder.layers))
     if config.train.optimizer == "adam" and config.train.weight_decay and changed(config, "train.weight_decay"):
         raise ConfigError(
             f"{told(config, 'train.weight_decay')}: the plain Adam decays no weights. Pass --optimizer adamw, or leave "

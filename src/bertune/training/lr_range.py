@@ -79,7 +79,7 @@ def lr_range(
         fit = _opened(config, out, lowest * (highest / lowest) ** (np.arange(steps) / (steps - 1)), source, listener)
         prepare_output(out, overwrite=overwrite, by="lr")
         with disk_full(f"a file in {out}", kept="Nothing was trained."):
-            found = judged(*_losses(fit, listener))
+            found = judged(*_losses(fit, listener), steps=steps)
             found |= {"batch_size": fit.plan.batch_size, "head": fit.plan.head_lr / fit.plan.lr}
             write_json(out / "run" / "lr-range.json", found)
     return LrRange(out, found)
@@ -151,24 +151,27 @@ def smoothed(losses: np.ndarray) -> np.ndarray:
 
 
 def _first(losses: np.ndarray, steps: int) -> float:
-    """What the loss was before the rate could do anything: the mean of the first tenth."""
-    return float(losses[: _tenth(steps)].mean())
+    """What the loss was before the rate could do anything: the mean of the first tenth of `steps`; NaN: no number."""
+    known = losses[: _tenth(steps)]
+    known = known[np.isfinite(known)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def _tenth(steps: int) -> int:
     return max(2, steps // 10)
 
 
-def judged(rates: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
-    """What the losses at rising rates say.
+def judged(rates: np.ndarray, losses: np.ndarray, *, steps: int | None = None) -> dict[str, Any]:
+    """What the losses at rising rates say; steps: of the whole test, of which there may be fewer losses.
 
     {"points": [{"lr", "loss", "smoothed"}], "lowest": {"lr", "loss"} of the smoothed loss after the first tenth of the
     steps, "suggestion": a tenth of that rate, None where the loss did not fall by 5 % of what it was at first,
     "diverged": the first rate from the lowest point on at which it is half as much again as at first, or no number;
-    None where there is none}.
+    None where there is none}. A loss that is no number is None.
     """
-    line, first = smoothed(losses), _first(losses, len(losses))
-    begin = min(_tenth(len(losses)), len(losses) - 1)  # before it a point is the mean of few batches, or a single one
+    steps = steps or len(losses)
+    line, first = smoothed(losses), _first(losses, steps)
+    begin = min(_tenth(steps), len(losses) - 1)  # before it a point is the mean of few batches, or a single one
     place = begin + int(np.argmin(line[begin:]))
     away = np.flatnonzero(~(line[place:] <= AWAY * first))
     fell = line[place] < (1 - FALL) * first
@@ -178,7 +181,8 @@ def judged(rates: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
         for rate, loss, flat in zip(rates, losses, line, strict=True)
     ]  # fmt: skip
     return {
-        "points": points, "first": first, "lowest": {"lr": float(rates[place]), "loss": float(line[place])},
+        "points": points, "first": first if math.isfinite(first) else None,
+        "lowest": {"lr": float(rates[place]), "loss": points[place]["smoothed"]},
         "suggestion": float(rates[place]) / BELOW if fell else None,
         "diverged": float(rates[place + away[0]]) if len(away) else None,
     }  # fmt: skip
@@ -192,6 +196,8 @@ def in_words(found: dict[str, Any]) -> str:
         if found["diverged"] is not None
         else f"Training does not run away up to {points[-1]['lr']:.2g}."
     )
+    if found["first"] is None:
+        return f"The loss is no number at the lowest rate already, {points[0]['lr']:.2g}; begin lower, with --from."
     if found["suggestion"] is None:
         return f"The loss hardly falls below {found['first']:.3g} at any rate, so that none is suggested. {away}"
     return (

@@ -26,6 +26,8 @@ from bertune.hub import Source
 from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import EncoderConfig
 from bertune.model.load import encoder_config, read_config, read_source
+from bertune.model.lowrank import foundations
+from bertune.model.machine import choose_machine
 from bertune.model.multi import MultiModel
 from bertune.model.shared import ENCODER, save_encoder
 from bertune.model.source import open_source
@@ -34,7 +36,7 @@ from bertune.paths import cache_settings
 from bertune.training import checkpoint
 from bertune.training.check import check_used
 from bertune.training.checkup import UNCHECKED, Checkup, look_over
-from bertune.training.compatible import check_compatible, check_dropout
+from bertune.training.compatible import check_compatible, check_depth, check_dropout
 from bertune.training.finish import GOOD, finish, keep_good, versions, write_model
 from bertune.training.listen import Listener, Silent
 from bertune.training.loop import Diverged
@@ -109,7 +111,7 @@ def _run(
             )
     earlier, folder, base = open_base(config.shared)
     if overwrite:
-        check_model_stays(folder, out)
+        check_model_stays(foundations(folder), out)
     encoder, tokenizer = read_config(folder), Tokenizer.load(folder)
     check_fit(tokenizer, encoder, folder)
     if encoder.arch == "adapter":
@@ -129,8 +131,16 @@ def _run(
             raise type(error)(f"task {name}: {error}") from None
         parts.append(part)
     models, new_head = load_models(parts, folder, earlier, listener)
+    check_depth(config.shared, encoder, max(model.depth for model in models.values()))
     for part in parts:
         check_dropout(part.config, models[part.name])
+        if config.options.then_alone:
+            try:
+                check_depth(part.config, encoder, models[part.name].depth)
+            except ConfigError as error:
+                raise ConfigError(f"task {part.name}, alone afterwards: {error}") from None
+    if not resume:
+        choose_machine(config.shared.train, long_run=False)  # raises where it cannot be had
     plan = settle_joint(config.shared.train, parts, encoder=encoder, new_head=new_head)
     told = turns_sentence(config, parts, steps=plan.steps)
     say(plan.sentence())
@@ -224,7 +234,7 @@ def open_part(
     metric = check_metric(own.train.metric, prepared.task.kind)
     check_defined(metric, prepared)
     check_used(own, prepared.task.kind, prepared.splits)
-    check_compatible(own, encoder)
+    check_compatible(own, encoder, shared=True)
     if "valid" not in prepared.splits and own.train.select_best:
         raise ConfigError(
             "no validation rows, and the best weights are chosen by those of every task. Give it "

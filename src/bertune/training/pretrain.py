@@ -22,7 +22,8 @@ from bertune.files import disk_full, write_atomic, write_json
 from bertune.folder import PRETRAINED, check_model_stays, check_output, prepare_output, read_record
 from bertune.hub import Source
 from bertune.model.hubconfig import read_config, read_source
-from bertune.model.lowrank import is_adapter
+from bertune.model.lowrank import foundations, is_adapter
+from bertune.model.machine import choose_machine
 from bertune.model.pretraining import check_objective, load_pretraining, save_pretraining
 from bertune.model.shared import is_shared
 from bertune.model.source import open_source
@@ -102,6 +103,8 @@ def pretrain(
         folder, base = _model(config, out, overwrite=overwrite)
         sources = sources_of(config, source)
         start = _survey(sources, config, folder, base, listener)
+        if not resume:
+            choose_machine(config.train, long_run=False)  # raises where it cannot be had
         prepare_output(out, resume=resume, overwrite=overwrite, by="pretrain")
         return _run(config, out, start, listener, resume=resume)
 
@@ -204,7 +207,7 @@ def _model(config: Config, out: Path, *, overwrite: bool) -> tuple[Path | None, 
         raise ConfigError(f"pretrain.{changed[0]} {getattr(options, changed[0])}: needs --from-scratch.")
     folder, base = open_source(config.model.name, revision=config.model.revision)
     if overwrite:
-        check_model_stays(folder, out)
+        check_model_stays(foundations(folder), out)
     return folder, base
 
 

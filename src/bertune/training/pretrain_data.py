@@ -47,13 +47,13 @@ def sources_of(config: Config, source: Any) -> list[TextSource]:
 
 def stage_sources(config: Config, prepared: Prepared) -> list[TextSource]:
     """The texts of the training rows, and the files of `pretrain.on`, which need not have the columns of the training
-    file. Rows of these that say what a row of any split says are passed over: validation and test rows are not for
-    learning, and training rows are there already."""
+    file. Rows of these that say what a row of any split says, or one of its columns, are passed over: validation and
+    test rows are not for learning, and training rows are there already."""
     task = prepared.task
     columns = task.text + task.text_pair
     known = frozenset(
         key for split in prepared.splits.values() for cells in row_cells(split.table, columns)
-        if (key := row_key(cells))  # a blank line of a file is no row
+        for key in (row_key(cells), *(row_key([cell]) for cell in cells)) if key  # a blank line of a file is no row
     )  # fmt: skip
     sources = [table_source(prepared.train.table, columns, name="the training rows")]
     if set(config.pretrain.on) == {WITHIN_TASK}:

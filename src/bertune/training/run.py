@@ -23,6 +23,7 @@ from bertune.files import disk_full, to_json, write_atomic, write_json
 from bertune.folder import check_model_stays, check_output, prepare_output, read_record
 from bertune.model.encoder import EncoderConfig
 from bertune.model.load import read_config
+from bertune.model.lowrank import foundations
 from bertune.model.machine import Machine, check_device, check_kernels, choose_machine
 from bertune.model.source import open_source
 from bertune.paths import cache_settings
@@ -89,7 +90,7 @@ def _run(
 
     folder, base = open_source(config.model.name, revision=config.model.revision)
     if overwrite:
-        check_model_stays(folder, out)
+        check_model_stays(foundations(folder), out)
     encoder = read_config(folder)
     tokenizer = Tokenizer.load(folder)
     check_fit(tokenizer, encoder, folder)
@@ -125,6 +126,8 @@ def _run(
     model, new_head = load(config, folder, prepared.task, say)
     check_depth(config, encoder, model.depth)
     check_dropout(config, model)
+    if not resume:
+        choose_machine(config.train, long_run=False)  # raises where it cannot be had
 
     if ready is not None:
         ready()

@@ -17,6 +17,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ sys.path.insert(0, str(ROOT / "src"))
 from bertune.config import DecideConfig
 from bertune.evaluate.choose import choose_rule
 from bertune.evaluate.metrics import decide, f1_of
-from bertune.evaluate.resample import drawn_seeds, percentiles, resamples
+from bertune.evaluate.resample import interval_over_seeds, percentiles, resamples
 
 PLAIN = "ours"
 DRAWS = 1000
@@ -55,11 +56,11 @@ def main() -> None:
             cells = [f"{own['whole'][:, place].mean():.4f} ± {spread(own['whole'][:, place])}" for place in range(3)]
             gaps = []
             for place in (1, 2):
-                apart = (own["drawn"] - base["drawn"])[:, :, place].T
-                limits = percentiles(drawn_seeds(apart, np.random.default_rng(0)))
-                gap = (own["whole"] - base["whole"])[:, place].mean()
+                drawn = (own["drawn"] - base["drawn"])[:, :, place].mean(axis=0)
+                gap = (own["whole"] - base["whole"])[:, place]
+                limits = interval_over_seeds(gap, drawn.var(), own["rows"]) if len(gap) > 1 else percentiles(drawn)
                 known = side != plain and limits is not None
-                gaps.append(f"{gap:+.4f} ({limits[0]:+.4f} to {limits[1]:+.4f})" if known else "")
+                gaps.append(f"{gap.mean():+.4f} ({limits[0]:+.4f} to {limits[1]:+.4f})" if known else "")
             print(f"| {side} | {len(shared)} | {' | '.join([*cells, *gaps])} |", flush=True)
 
 
@@ -67,8 +68,8 @@ def spread(values: np.ndarray) -> str:
     return f"{values.std(ddof=1):.4f}" if len(values) > 1 else "-"
 
 
-def figures(paths: list[Path], ruled: bool) -> dict[str, np.ndarray]:
-    """`whole`: [seeds, 3] micro-, macro- and tail-F1 on test; `drawn`: [seeds, draws, 3], of drawn rows."""
+def figures(paths: list[Path], ruled: bool) -> dict[str, Any]:
+    """`whole`: [seeds, 3] micro-, macro- and tail-F1 on test; `drawn`: [seeds, draws, 3], of drawn rows; `rows`."""
     whole, drawn = [], []
     for path in paths:
         with np.load(path) as cell:
@@ -84,7 +85,7 @@ def figures(paths: list[Path], ruled: bool) -> dict[str, np.ndarray]:
         parts = np.concatenate([said & targets, said, targets], axis=1).astype(np.float64)
         whole.append(_f1(np.ones((1, len(parts))) @ parts, tail)[0])
         drawn.append(np.concatenate([_f1(weights @ parts, tail) for weights in resamples(len(parts), draws=DRAWS)]))
-    return {"whole": np.array(whole), "drawn": np.array(drawn)}
+    return {"whole": np.array(whole), "drawn": np.array(drawn), "rows": len(parts)}
 
 
 def _f1(sums: np.ndarray, tail: np.ndarray) -> np.ndarray:

@@ -34,6 +34,8 @@ def draw_range(found: dict[str, Any]) -> Picture:
             axes.axvline(suggestion, color=GREEN, linestyle="-.", label=f"suggested, {suggestion:.1e}")
         if diverged is not None:
             axes.axvline(diverged, color=ORANGE, linestyle="--", label=f"runs away, {diverged:.1e}")
+        if len(rates) == 1:
+            axes.set_xlim(rates[0] / 2, rates[0] * 2)
         axes.set_xscale("log")
         # A loss that runs away would leave no room for the rest.
         known = line[np.isfinite(line)]

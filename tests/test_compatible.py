@@ -65,6 +65,8 @@ REFUSED = [
      "of them out."),
     ({"train__layer_decay": 0.5, "model__freeze": "1"},
      "--layer-decay 0.5: one layer is trained, the top one, and its rate is the full one. Leave it out."),
+    ({"train__layer_decay": 0.5, "model__layers": "0", "model__freeze": "embeddings"},
+     "--layer-decay 0.5: one layer is trained, the top one, and its rate is the full one. Leave it out."),
     ({"train__layer_decay": 0.5, "train__layer_decay_on": "encoder", "model__layers": "0"},
      "--layer-decay 0.5: one layer is trained, the top one, and its rate is the full one. Leave it out."),
     ({"model__lora": 4, "pretrain__on": ["train"]},

@@ -111,7 +111,8 @@ def check_depth(config: Config, encoder: EncoderConfig, depth: int) -> None:
             raise ConfigError(
                 f"{told(config, key)}: no layer is trained with --freeze {freeze}. Leave one of them out."
             )
-    alone = start == depth - 1 and (start > 0 or config.train.layer_decay_on == "encoder")
+    # Unfrozen embeddings have a factor of their own, but in the paper's form.
+    alone = start == depth - 1 and (freeze != "none" or config.train.layer_decay_on == "encoder")
     if alone and changed(config, "train.layer_decay"):
         raise ConfigError(
             f"{told(config, 'train.layer_decay')}: one layer is trained, the top one, and its rate is the full one. "

@@ -27,7 +27,6 @@ from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import EncoderConfig
 from bertune.model.load import encoder_config, read_config, read_source
 from bertune.model.lowrank import foundations
-from bertune.model.machine import choose_machine
 from bertune.model.multi import MultiModel
 from bertune.model.shared import ENCODER, save_encoder
 from bertune.model.source import open_source
@@ -48,6 +47,7 @@ from bertune.training.run import (
     check_columns,
     check_defined,
     check_freeze,
+    check_machine,
     keep_record,
     product_speed,
     resumable,
@@ -139,8 +139,7 @@ def _run(
                 check_depth(part.config, encoder, models[part.name].depth)
             except ConfigError as error:
                 raise ConfigError(f"task {part.name}, alone afterwards: {error}") from None
-    if not resume:
-        choose_machine(config.shared.train, long_run=False)  # raises where it cannot be had
+    check_machine(config.shared, resume=resume)
     plan = settle_joint(config.shared.train, parts, encoder=encoder, new_head=new_head)
     told = turns_sentence(config, parts, steps=plan.steps)
     say(plan.sentence())

@@ -23,7 +23,6 @@ from bertune.folder import PRETRAINED, check_model_stays, check_output, prepare_
 from bertune.hub import Source
 from bertune.model.hubconfig import read_config, read_source
 from bertune.model.lowrank import foundations, is_adapter
-from bertune.model.machine import choose_machine
 from bertune.model.pretraining import check_objective, load_pretraining, save_pretraining
 from bertune.model.shared import is_shared
 from bertune.model.source import open_source
@@ -43,7 +42,7 @@ from bertune.training.pretrain_data import (
     training_sequences,
 )
 from bertune.training.pretrain_fit import PretrainFit, settle_pretraining, stage_options
-from bertune.training.run import resumable, settle_machine, warn_of_others
+from bertune.training.run import check_machine, resumable, settle_machine, warn_of_others
 from bertune.training.scratch import scratch_config, start_from_scratch
 
 START = "start"  # in run/: the folder of a new vocabulary and random weights
@@ -103,8 +102,7 @@ def pretrain(
         folder, base = _model(config, out, overwrite=overwrite)
         sources = sources_of(config, source)
         start = _survey(sources, config, folder, base, listener)
-        if not resume:
-            choose_machine(config.train, long_run=False)  # raises where it cannot be had
+        check_machine(config, resume=resume)
         prepare_output(out, resume=resume, overwrite=overwrite, by="pretrain")
         return _run(config, out, start, listener, resume=resume)
 

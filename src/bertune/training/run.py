@@ -126,8 +126,7 @@ def _run(
     model, new_head = load(config, folder, prepared.task, say)
     check_depth(config, encoder, model.depth)
     check_dropout(config, model)
-    if not resume:
-        choose_machine(config.train, long_run=False)  # raises where it cannot be had
+    check_machine(config, resume=resume)
 
     if ready is not None:
         ready()
@@ -238,6 +237,12 @@ def check_freeze(config: Config, encoder: EncoderConfig) -> None:
             f"--freeze {freeze}: this encoder has {encoder.layers} layers. "
             f"Pass --freeze {encoder.layers} or less, or --freeze encoder."
         )
+
+
+def check_machine(config: Config, *, resume: bool) -> None:
+    """Raise ConfigError where what a new run would compute on cannot be had; a resumed one has its own."""
+    if not resume:
+        choose_machine(config.train, long_run=False)
 
 
 def settle_machine(config: Config, out: Path, plan: Plan, *, resume: bool) -> Machine:

@@ -42,6 +42,9 @@ class Reproduce(Configured):
     hours: Annotated[
         float | None, typer.Option(metavar="H", help="Begin no training after so many hours.", show_default=False)
     ] = None
+    jobs: Annotated[
+        int, typer.Option(metavar="N", help="Trainings at a time, each a process of its own with a share of the cores.")
+    ] = 1
     no_train: Annotated[bool, switch("--no-train", "Only write the tables of what is there.")] = False
 
     def run(self) -> None:
@@ -56,6 +59,8 @@ class Reproduce(Configured):
                 raise ConfigError(f"--table {table}: {spec.name} has no such table{near}")
         if self.seeds < 1:
             raise ConfigError(f"--seeds {self.seeds}: takes at least 1.")
+        if self.jobs < 1:
+            raise ConfigError(f"--jobs {self.jobs}: takes at least 1.")
         if self.hours is not None and self.hours <= 0:
             raise ConfigError(f"--hours {self.hours:g}: takes more than 0.")
         base = configured(self, Config(), keys=KEYS, say=display.say)
@@ -69,7 +74,9 @@ class Reproduce(Configured):
 
         if not self.no_train:
             with cache_settings(base.cache.folder, base.cache.limit):
-                make_cells(spec, wanted, out=out, data=Path(self.data), hours=self.hours, listener=display)
+                make_cells(
+                    spec, wanted, out=out, data=Path(self.data), hours=self.hours, listener=display, jobs=self.jobs
+                )
         elif not (out / "cells").is_dir():
             raise ConfigError(f"--no-train: {out} holds no trainings of a reproduction yet. Leave --no-train out.")
         found = results(spec, wanted, out)

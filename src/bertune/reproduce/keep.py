@@ -18,6 +18,7 @@ import numpy as np
 from bertune.config import Config
 from bertune.evaluate.resample import Scores
 from bertune.files import atomic_path, write_json
+from bertune.model.machine import check_device, processor_name
 from bertune.multitaskconfig import JointOptions
 from bertune.reproduce.spec import SHARING, Cell, Data, Spec
 from bertune.training.outcome import Outcome
@@ -104,6 +105,7 @@ def keep_cell(key: str, cell: Cell, *, out: Path, place: Path, metrics: dict[str
         "train": {name: metrics["train"].get(name) for name in ("rows", "epochs", "seconds", "examples_per_second")},
         "seconds": seconds, "valid": _scalars(metrics.get("valid", {})),
         "test": _scalars(metrics["test"]), "versions": metrics["versions"],
+        "machine": processor_name(check_device(cell.config.train.device)),
     }  # fmt: skip
     if cell.joint is not None:
         record["joint"] = {"tasks": list(cell.tasks), **_sharing(cell.joint), "then_alone": cell.alone}

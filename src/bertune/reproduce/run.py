@@ -9,6 +9,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from bertune.data.splits import share_of_rows
 from bertune.errors import ConfigError, listed
 from bertune.evaluate.metrics import METRICS
 from bertune.files import atomic_path
+from bertune.model.machine import usable_cores
 from bertune.multitaskconfig import MultiConfig
+from bertune.reproduce.beside import Job, Work, run_beside, run_in_order
 from bertune.reproduce.keep import MACHINE, cell_key, digest, encoder_record, is_kept, keep_cell, rows_of, training_key
 from bertune.reproduce.spec import Cell, Data, Spec
 from bertune.settings import read_yaml
@@ -33,33 +37,96 @@ PART_SEED = 0
 
 
 def make_cells(
-    spec: Spec, wanted: Iterable[Cell], *, out: Path, data: Path, hours: float | None, listener: Listener
+    spec: Spec, wanted: Iterable[Cell], *, out: Path, data: Path, hours: float | None, listener: Listener, jobs: int = 1
 ) -> bool:
-    """Train what is not there yet; False where `hours` were over before the last. Raises what `run` raises."""
+    """Train what is not there yet, `jobs` at a time; False where `hours` were over before the last began.
+
+    Raises what `run` raises.
+    """
     end = None if hours is None else time.monotonic() + 3600 * hours
+    if jobs > 1:
+        wanted = [_with_threads(cell, max(1, usable_cores() // jobs)) for cell in wanted]
     todo = _trainings(spec, wanted, out)
     _check_files(spec, [cell for made in todo.values() for cell in made.values()], data)
-    parts: dict[str, DataConfig] = {}
-    for number, (key, made) in enumerate(todo.items(), 1):
-        if end is not None and time.monotonic() > end:
-            listener.say(f"{len(todo) - number + 1} trainings are left; run the same command again to go on.")
-            return False
+    queue = _Queue(spec, out, data, listener, len(todo))
+    for key, made in todo.items():
+        queue.add(key, made)
+
+    def late() -> bool:
+        return end is not None and time.monotonic() > end
+
+    if jobs > 1:
+        left = run_beside(queue.jobs, at_once=jobs, late=late)
+    else:
+        left = run_in_order(queue.jobs, late=late, listener=listener)
+    if left:
+        trainings = sum(job.left for job in left)
+        listener.say(f"{trainings} trainings are left; run the same command again to go on.")
+    return not left
+
+
+def _with_threads(cell: Cell, threads: int) -> Cell:
+    """The cell with its share of the processor's cores, where it does not say how many threads it has."""
+
+    def shared(config: Config) -> Config:
+        return config if config.train.threads else config.updated({"train": {"threads": threads}})
+
+    stages = tuple((name, shared(config)) for name, config in cell.encoder)
+    return replace(cell, config=shared(cell.config), encoder=stages)
+
+
+class _Queue:
+    """The jobs of a reproduction: trainings, each after the pre-training of the encoder that it begins with."""
+
+    def __init__(self, spec: Spec, out: Path, folder: Path, listener: Listener, trainings: int) -> None:
+        self.spec, self.out, self.folder, self.listener = spec, out, folder, listener
+        self.trainings = trainings
+        self.jobs: list[Job] = []
+        self._parts: dict[str, DataConfig] = {}
+
+    def add(self, key: str, made: dict[str, Cell]) -> None:
+        """The training with this key, which makes these cells."""
         cell = next(iter(made.values()))
-        for name in _parts(spec, cell):
-            if name not in parts:
-                parts[name] = draw_part(name, spec.data[name], out=out, folder=data, listener=listener)
-        for one in made.values():
-            _check_unit(spec, one, parts[one.data])
+        encoder = self._encoder(cell.encoder)
+        number = 1 + sum(job.left for job in self.jobs)
         on = cell.data if cell.joint is None else f"{listed(cell.tasks)} together"
-        listener.say(f"{number} of {len(todo)}: table {cell.table}, {on}, {cell.row}, seed {cell.seed}")
-        model = cell.config.model.name
-        for place in range(len(cell.encoder)):
-            stages = cell.encoder[: place + 1]
-            start = model if place else None
-            model = str(make_encoder(spec, stages, parts, start=start, out=out, folder=data, listener=listener))
-        make = _make if cell.joint is None else _make_together
-        make(made, parts, out=out, place=out / "running" / key, model=model, listener=listener)
-    return True
+        said = f"table {cell.table}, {on}, {cell.row}, seed {cell.seed}"
+
+        def prepare() -> Work:
+            parts = self._draw(_parts(self.spec, cell))
+            for one in made.values():
+                _check_unit(self.spec, one, parts[one.data])
+            self.listener.say(f"{number} of {self.trainings}: {said}")
+            model = str(encoder_place(self.spec, cell.encoder, self.out)) if cell.encoder else cell.config.model.name
+            make = _make if cell.joint is None else _make_together
+            return partial(make, made, parts, out=self.out, place=self.out / "running" / key, model=model)
+
+        self.jobs.append(Job(said, encoder, prepare))
+
+    def _encoder(self, stages: tuple[tuple[str, Config], ...]) -> tuple[str, ...]:
+        """The pre-training to wait for, with those before it, where it has to be made first."""
+        if not stages or is_pretrained(place := encoder_place(self.spec, stages, self.out)):
+            return ()
+        name = f"encoder {place.name}"
+        if name not in [job.name for job in self.jobs]:
+            before = self._encoder(stages[:-1])
+
+            def prepare() -> Work:
+                parts = self._draw(self.spec.encoders[stages[-1][0]].parts)
+                self.listener.say(f"Pre-training the encoder {place.name.rpartition('-')[0]}.")
+                return partial(make_encoder, self.spec, stages, parts, out=self.out, folder=self.folder)
+
+            self.jobs.append(Job(name, before, prepare, left=0))
+        return (name,)
+
+    def _draw(self, names: Iterable[str]) -> dict[str, DataConfig]:
+        """The parts that all cells share, by their names; each is drawn when it is first asked for."""
+        for name in names:
+            if name not in self._parts:
+                self._parts[name] = draw_part(
+                    name, self.spec.data[name], out=self.out, folder=self.folder, listener=self.listener
+                )
+        return {name: self._parts[name] for name in names}
 
 
 def _parts(spec: Spec, cell: Cell) -> tuple[str, ...]:
@@ -108,20 +175,23 @@ def _trainings(spec: Spec, wanted: Iterable[Cell], out: Path) -> dict[str, dict[
     }
 
 
-def make_encoder(
-    spec: Spec, stages: tuple[tuple[str, Config], ...], parts: dict[str, DataConfig], *, start: str | None,
-    out: Path, folder: Path, listener: Listener,
-) -> Path:
-    """The folder of a pre-trained encoder, which is made where it is not there, or goes on where it was stopped.
+def encoder_place(spec: Spec, stages: tuple[tuple[str, Config], ...], out: Path) -> Path:
+    """The folder of a pre-trained encoder, whether or not it is there: one for all that are made alike."""
+    encoder = spec.encoders[stages[-1][0]]
+    name = next(other for other, known in spec.encoders.items() if known == encoder)
+    return out / "encoders" / f"{name}-{digest(encoder_record(spec, stages))[:8]}"
 
-    start: the folder of the stage before its last one, where there is one.
-    """
+
+def make_encoder(
+    spec: Spec, stages: tuple[tuple[str, Config], ...], parts: dict[str, DataConfig], *, out: Path, folder: Path,
+    listener: Listener,
+) -> None:
+    """Pre-train an encoder, or go on where that was stopped; the stage before its last one is there."""
     import polars as pl
 
     name, config = stages[-1]
     encoder = spec.encoders[name]
-    name = next(other for other, known in spec.encoders.items() if known == encoder)  # one for all that are alike
-    place = out / "encoders" / f"{name}-{digest(encoder_record(spec, stages))[:8]}"
+    place = encoder_place(spec, stages, out)
     files = [folder / file for file in encoder.files]
     for part in encoder.parts:
         rows = Path(parts[part].files[0])
@@ -132,12 +202,10 @@ def make_encoder(
             with atomic_path(path) as temporary:
                 frame.select(pl.concat_str(columns, separator="\n").alias("text")).write_parquet(temporary)
         files.append(path)
-    if not is_pretrained(place):
-        listener.say(f"Pre-training the encoder {name}.")
     config = config.updated({"data": {"files": [str(path) for path in files]}})
-    if start is not None:
-        config = config.updated({"model": {"name": start}})
-    return pretrain(config.updated(_as_begun(place)), out=place, resume=place.exists(), listener=listener).out
+    if len(stages) > 1:
+        config = config.updated({"model": {"name": str(encoder_place(spec, stages[:-1], out))}})
+    pretrain(config.updated(_as_begun(place)), out=place, resume=place.exists(), listener=listener)
 
 
 def _as_begun(place: Path) -> dict[str, Any]:

@@ -66,6 +66,14 @@ def test_a_list_may_be_one_value_and_hold_numbers() -> None:
         configured(Train(settings=["data.labels=[yes, no]"]), Config(), say=silent)
 
 
+@pytest.mark.parametrize(("written", "meant"), [("no", "no"), ("yes", "yes"), ("'no'", "no"), ("auto", "auto")])
+def test_yes_and_no_may_stand_without_quotes_where_they_are_choices(written: str, meant: str, tmp_path: Path) -> None:
+    config = configured(Train(settings=[f"train.compile={written}", f"data.header={written}"]), Config(), say=silent)
+    assert (config.train.compile, config.data.header) == (meant, meant)
+    with pytest.raises(ConfigError, match=r"'train\.kernels' cannot be False"):
+        configured(Train(settings=["train.kernels=no"]), Config(), say=silent)
+
+
 @pytest.mark.parametrize("mark", ["|", "-", ";", ",", "#", ">", "?", ":", "/"])
 def test_a_mark_that_means_something_to_yaml_is_itself(mark: str) -> None:
     assert configured(Train(settings=[f"data.label_sep={mark}"]), Config(), say=silent).data.label_sep == mark
@@ -93,6 +101,9 @@ def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
     )
     path.write_text("rows: [{a: 1,\n a: 2}]", encoding="utf-8")
     with pytest.raises(ConfigError, match="line 2: 'a' stands there twice"):
+        read_yaml(path)
+    path.write_text("rows: {yes: 1, 'yes': 2,\n true: 3}", encoding="utf-8")
+    with pytest.raises(ConfigError, match="line 2: 'true' stands there twice, first in line 1"):
         read_yaml(path)
     with pytest.raises(ConfigError, match="--set train line 1: 'lr' stands there twice"):
         configured(Train(settings=["train={lr: 1, lr: 2}"]), Config(), say=silent)

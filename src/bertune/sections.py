@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from os import PathLike
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -54,6 +54,15 @@ class Section(BaseModel):
         if any(isinstance(item, bool) for item in values):
             raise ValueError("unquoted yes, no, on and off are true and false in YAML; put them in quotes")
         return [str(item) if isinstance(item, int | PathLike) else item for item in values]
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_or_no(cls, value: object, info: ValidationInfo) -> object:
+        """In YAML an unquoted yes or no is true or false; a choice that has both knows what is meant."""
+        choices = get_args(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and "yes" in choices and "no" in choices:
+            return "yes" if value else "no"
+        return value
 
     @field_validator("*", mode="before")
     @classmethod

@@ -80,18 +80,20 @@ def _check_names(node: Any, place: str, *, above: tuple[int, ...], seen: set[int
     if id(node) in seen or not isinstance(node, yaml.CollectionNode):
         return
     seen.add(id(node))
-    lines: dict[str, int] = {}
+    lines: dict[object, int] = {}
     for entry in node.value:
         key, value = entry if isinstance(node, yaml.MappingNode) else (None, entry)
         # Of what `<<` merges, a name that stands here itself overrules the other, as it should.
         if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
             line = key.start_mark.line + 1
-            if key.value in lines:
+            truth = key.tag == "tag:yaml.org,2002:bool"  # yes and true are one name
+            name = yaml.SafeLoader.bool_values[key.value.lower()] if truth else key.value
+            if name in lines:
                 raise ConfigError(
-                    f"{place} line {line}: '{key.value}' stands there twice, first in line {lines[key.value]}; make "
+                    f"{place} line {line}: '{key.value}' stands there twice, first in line {lines[name]}; make "
                     "one of the two, or rename one."
                 )
-            lines[key.value] = line
+            lines[name] = line
         _check_names(value, place, above=(*above, id(node)), seen=seen)
 
 

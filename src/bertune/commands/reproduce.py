@@ -11,7 +11,7 @@ import typer
 from bertune.commands.options import SECTIONS, Configured, configured, flags_of, switch, with_flags
 from bertune.commands.output import print_json
 from bertune.config import Config
-from bertune.errors import ConfigError, listed, nearest
+from bertune.errors import ConfigError, Interrupted, listed, nearest
 from bertune.paths import cache_settings, standing
 from bertune.progress import start_display
 
@@ -73,10 +73,13 @@ class Reproduce(Configured):
         from bertune.reproduce.tables import markdown, results
 
         if not self.no_train:
-            with cache_settings(base.cache.folder, base.cache.limit):
-                make_cells(
-                    spec, wanted, out=out, data=Path(self.data), hours=self.hours, listener=display, jobs=self.jobs
-                )
+            try:
+                with cache_settings(base.cache.folder, base.cache.limit):
+                    make_cells(
+                        spec, wanted, out=out, data=Path(self.data), hours=self.hours, listener=display, jobs=self.jobs
+                    )
+            except (Interrupted, KeyboardInterrupt):
+                raise Interrupted("Stopped; what was done is kept. Go on with the same command.") from None
         elif not (out / "cells").is_dir():
             raise ConfigError(f"--no-train: {out} holds no trainings of a reproduction yet. Leave --no-train out.")
         found = results(spec, wanted, out)

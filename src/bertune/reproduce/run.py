@@ -61,7 +61,8 @@ def make_cells(
         left = run_in_order(queue.jobs, late=late, listener=listener)
     if left:
         trainings = sum(job.left for job in left)
-        listener.say(f"{trainings} trainings are left; run the same command again to go on.")
+        more = "1 training is" if trainings == 1 else f"{trainings} trainings are"
+        listener.say(f"{more} left; run the same command again to go on.")
     return not left
 
 

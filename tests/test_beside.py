@@ -123,6 +123,7 @@ class TestJobs:
         [
             (ConfigError("no such column."), InputError, "^wrong: no such column.$"),
             (TrainingError("the disk is full."), TrainingError, "^wrong: the disk is full.$"),
+            (TrainingError("much " * 100_000), TrainingError, "^wrong: much much"),
             (ZeroDivisionError("a bug"), RuntimeError, "(?s)^wrong:.*in fail.*ZeroDivisionError: a bug"),
         ],
     )

@@ -62,8 +62,8 @@ def run_beside(jobs: list[Job], *, at_once: int, late: Callable[[], bool]) -> li
                 waiting.remove(job)
                 running.append(_Running(job))
             elif running:
-                wait([one.process.sentinel for one in running])
-                for one in [one for one in running if not one.process.is_alive()]:
+                wait([ready for one in running for ready in (one.process.sentinel, one.answer)])
+                for one in [one for one in running if one.answer.poll() or not one.process.is_alive()]:
                     running.remove(one)
                     one.check()
                     done.add(one.job.name)
@@ -97,10 +97,10 @@ class _Running:
 
     def check(self) -> None:
         """Raise what the ended process raised."""
-        self.process.join()
         try:
-            code, said = self.answer.recv()
+            code, said = self.answer.recv()  # before it has ended: what a pipe does not hold is waited for
         except EOFError:  # it had nothing to say: it is done, or something ended it
+            self.process.join()
             if self.process.exitcode == 0:
                 return
             raise TrainingError(

@@ -128,6 +128,18 @@ def test_patience_without_validation_rows_is_an_error(run: Run) -> None:
         run(data__hold_out=False, train__patience=1)
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [({"train__evals_per_epoch": 3}, "train.evals_per_epoch 3: there are no validation rows"),
+     ({"train__evaluate_test": True}, "train.evaluate_test: there are no test rows to measure")],
+)  # fmt: skip
+def test_what_would_measure_a_split_that_is_not_there_is_an_error(
+    run: Run, option: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run(data__hold_out=False, **option)
+
+
 def test_the_test_split_is_measured_for_the_curve_and_chooses_nothing(run: Run) -> None:
     told = Told()
     with_test = run(train__evaluate_test=True, listener=told)

@@ -411,6 +411,18 @@ class TestAuto:
         assert Bundle.read(resumed.out).long_text.first == chosen
         assert train(tmp_path / "out", tiny_bert, rows, settings=options, resume=True).metrics == resumed.metrics
 
+    def test_what_was_tried_outlives_a_stop_in_the_pre_training(self, tiny_bert: Path, tmp_path: Path) -> None:
+        class StopInPretraining(Told):
+            def say(self, text: str) -> None:
+                if text.startswith("Pre-training:"):
+                    raise Stop
+
+        options = {"model.long_text": "auto", "pretrain.on": ["train"], "pretrain.max_length": 32}
+        with pytest.raises(Stop):
+            train(tmp_path / "out", tiny_bert, long_rows(120), told=StopInPretraining(), settings=options)
+
+        assert not (tmp_path / "out/bertune.json").exists() and (tmp_path / "out/run/long_text.json").is_file()
+
     def test_with_pre_training_the_ways_are_tried_before_it_and_that_is_said(
         self, tiny_bert: Path, tmp_path: Path
     ) -> None:

@@ -193,8 +193,18 @@ def test_the_merged_folder_answers_with_the_same_logits_and_opens_in_transformer
     with torch.no_grad():
         logits = theirs(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits.numpy()
     assert np.allclose(ours, logits, rtol=0, atol=1e-4)
+    before, after = ((folder / "README.md").read_text(encoding="utf-8") for folder in (out, tmp_path / "merged"))
+    assert "stands in another folder, so it opens in bertune only" in before and "from_pretrained" not in before
+    assert "opens in bertune only" not in after and "from_pretrained" in after
     again = call("convert", tmp_path / "merged", tmp_path / "again")
     assert again.code != 0 and "already in safetensors" in again.err
+
+
+def test_a_card_that_its_owner_has_edited_is_kept(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(trained[0], tmp_path / "edited")
+    (tmp_path / "edited/README.md").write_bytes(b"mine\r\n")
+    assert call("convert", tmp_path / "edited", tmp_path / "merged").code == 0
+    assert (tmp_path / "merged/README.md").read_bytes() == b"mine\r\n"
 
 
 def test_layers_that_the_head_does_not_read_get_no_matrices(tmp_path: Path, tiny_bert: Path) -> None:

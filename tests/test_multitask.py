@@ -247,6 +247,21 @@ def test_a_task_converted_stands_alone_and_answers_the_same(done: Joint, tmp_pat
     texts = [row["text"] for row in DATA["many"][:9]]
     one, other = (bertune.load(folder, threads=1) for folder in (done.out / "tasks" / "many", tmp_path / "alone"))
     assert (one.predict_proba(texts) == other.predict_proba(texts)).all()
+    before, after = ((folder / "README.md").read_text(encoding="utf-8") for folder in (
+        done.out / "tasks" / "many", tmp_path / "alone"
+    ))  # fmt: skip
+    assert "`bertune convert FOLDER OUT` makes one that stands alone" in before
+    assert "makes one that stands alone" not in after
+
+
+def test_the_card_of_a_task_tells_of_the_others(done: Joint, tmp_path: Path, tiny_bert: Path) -> None:
+    card = (done.out / "tasks/many/README.md").read_text(encoding="utf-8")
+    assert "| trained together with | topics, pairs |" in card and "| turns of the tasks | proportional |" in card
+    assert "| weight of its loss | 1 |" in card
+    assert "of all tasks, the best mean over them on their valid splits" in card
+    alone = joint(tmp_path / "joint", tiny_bert, names=("topics",))
+    card = (alone.out / "tasks/topics/README.md").read_text(encoding="utf-8")
+    assert "together" not in card and "the best accuracy on the valid split" in card
 
 
 def test_the_encoder_opens_in_transformers(done: Joint) -> None:

@@ -15,6 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from bertune.data.ragged import Column, Special, Template, assemble, kept_lengths
 from bertune.data.tasks import Rows
 from bertune.data.tokens import Encoded, Tokenizer
+from bertune.data.vocab import Subwords
 from bertune.errors import ConfigError, ModelError
 
 WORDS = ["the", "a", "dog", "cat", "runs", "sleeps", "in", "park", "[", "]", "sep", "cls", "big", "##s", "red"]
@@ -208,6 +209,13 @@ def test_missing_special_tokens_are_built_from_their_names_or_refused(tmp_path: 
 
 
 # Loading
+
+
+def test_a_piece_that_begins_with_a_chinese_character_begins_a_word(tmp_path: Path) -> None:
+    pieces = ["<s>", "</s>", "<pad>", "<unk>", "▁中", "国", "人民", "ed", "2", ",", "▁a"]
+    rust = Rust(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=3))
+    vocabulary = Subwords(rust, folder=tmp_path, config={}, model={})
+    assert [pieces[number] for number in np.flatnonzero(vocabulary.continuations())] == ["ed", "2"]
 
 
 def test_a_bare_vocabulary_is_lower_cased_unless_it_has_capital_letters(tmp_path: Path) -> None:

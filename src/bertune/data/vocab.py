@@ -20,6 +20,7 @@ from tokenizers import AddedToken, Encoding, decoders, models, normalizers, pre_
 from tokenizers import Tokenizer as Rust
 
 from bertune.data.ragged import Column, Special, Template
+from bertune.data.scripts import is_unspaced
 from bertune.errors import ModelError, listed
 
 _NAMES = {
@@ -99,7 +100,8 @@ class Subwords:
         """bool [vocab_size]: pieces that go on with a word which an earlier token began.
 
         WordPiece marks them with ##. Other vocabularies mark what begins after a space; a piece without that mark goes
-        on with a word where it begins with a letter or a digit, so that punctuation stands by itself.
+        on with a word where it begins with a letter or a digit, so that punctuation stands by itself, and so does what
+        begins with a Chinese character or one of another script without spaces.
         """
         goes_on = np.zeros(self.vocab_size, dtype=bool)
         tokens = self.rust.get_vocab(with_added_tokens=True)
@@ -108,7 +110,7 @@ class Subwords:
             if isinstance(self.rust.model, models.WordPiece):
                 goes_on[number] = token.startswith(prefix or "##")
             else:
-                goes_on[number] = token[:1] not in ("Ġ", "Ċ", "▁") and token[:1].isalnum()
+                goes_on[number] = token[:1] not in ("Ġ", "Ċ", "▁") and token[:1].isalnum() and not is_unspaced(token[0])
         goes_on[self.special_ids()] = False
         return goes_on
 

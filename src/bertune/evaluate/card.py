@@ -6,7 +6,7 @@ import html
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -47,6 +47,7 @@ class CardInfo:
     chosen_by_valid: bool  # whether the valid split chose which weights were kept
     opens_in_transformers: bool
     base_title: str
+    stands_alone: bool = True  # or beside a base (LoRA) or an encoder (several tasks) that it needs
     base_repo: str | None = None  # its name on the hub
     base_licence: str | None = None
     base_note: str | None = None
@@ -94,6 +95,15 @@ def model_card(info: CardInfo) -> str:
         f"Made with bertune {escaped(info.version)}.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def merged_card(readme: str, values: Mapping[str, Any], *, opens_in_transformers: bool) -> str:
+    """README.md of a result that was made to stand alone; as it was where its owner has edited it. values: of its
+    run/card.json."""
+    info = CardInfo.from_dict(values)
+    if readme != model_card(info):
+        return readme
+    return model_card(replace(info, opens_in_transformers=opens_in_transformers, stands_alone=True))
 
 
 def escaped(text: object) -> str:
@@ -169,6 +179,11 @@ def _usage(info: CardInfo) -> str:
     ]
     if info.opens_in_transformers:
         blocks.append(_transformers_usage(info))
+    elif not info.stands_alone:
+        blocks.append(
+            "A part of this model's weights stands in another folder, so it opens in bertune only; "
+            "`bertune convert FOLDER OUT` makes one that stands alone."
+        )
     else:
         blocks.append("The head of this model is not one that transformers has, so it opens in bertune only.")
     return "\n\n".join(blocks)

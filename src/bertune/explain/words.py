@@ -13,14 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from bertune.data.rows import Rows
+from bertune.data.scripts import is_unspaced
 
 APOSTROPHES = "'’"
 JOINERS = "\u200c\u200d"
-# Thai, Lao, Myanmar, Khmer; kana; ideographs. First and last characters.
-UNSPACED = (
-    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF),
-    (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF),
-)  # fmt: skip
 
 Span = tuple[int, int]
 
@@ -48,7 +44,7 @@ def units(text: str) -> list[Span]:
         if char.isspace():
             is_open = False
             continue
-        letter = (char.isalnum() or char == "_") and not _stands_alone(char)
+        letter = (char.isalnum() or char == "_") and not is_unspaced(char)
         mark = unicodedata.category(char)[0] == "M" or char in JOINERS
         adjacent = bool(found) and found[-1][1] == place
         if adjacent and (mark or (is_open and (letter or _is_inside(text, place)))):
@@ -65,10 +61,6 @@ def _is_inside(text: str, place: int) -> bool:
     if text[place] in APOSTROPHES:
         return after.isalpha()
     return text[place] in ".," and before.isdigit() and after.isdigit()
-
-
-def _stands_alone(char: str) -> bool:
-    return any(first <= ord(char) <= last for first, last in UNSPACED)
 
 
 def words_of_tokens(text: str, spans: Sequence[Span]) -> tuple[list[Span], np.ndarray]:

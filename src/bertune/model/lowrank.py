@@ -22,7 +22,8 @@ from torch import Tensor
 
 from bertune.bundle import Bundle, write_bundle
 from bertune.errors import BertuneError, ModelError
-from bertune.files import atomic_path, to_json
+from bertune.files import atomic_path, to_json, write_atomic
+from bertune.folder import CARD, read_record
 from bertune.hub import CONFIG, TOKENIZER_FILES, weight_files
 from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import EncoderConfig
@@ -186,6 +187,7 @@ def _find(folder: Path, base: Base) -> Path:
 
 def merge_folder(source: Path, out: Path, *, overwrite: bool) -> None:
     """Write a result that was trained with LoRA as one that stands alone: the merged model in model.safetensors."""
+    from bertune.evaluate.card import merged_card
     from bertune.model.load import hub_state, load_model, opens_in_transformers
 
     bundle = Bundle.read(source)
@@ -194,9 +196,15 @@ def merge_folder(source: Path, out: Path, *, overwrite: bool) -> None:
 
     def write_files(staging: Path) -> None:
         save_file(hub_state(model), staging / SAFETENSORS, metadata={"format": "pt"})
-        for name in (CONFIG, "README.md", *TOKENIZER_FILES):
+        for name in (CONFIG, CARD, *TOKENIZER_FILES):
             if (source / name).is_file():
                 shutil.copyfile(source / name, staging / name)
+        told = source / "run" / "card.json"
+        if told.is_file() and (staging / CARD).is_file():
+            card = (staging / CARD).read_text(encoding="utf-8")
+            merged = merged_card(card, read_record(told), opens_in_transformers=opens)
+            if merged != card:
+                write_atomic(staging / CARD, merged)
 
     with atomic_folder(out, overwrite=overwrite) as folder:
         values: dict[str, Any] = {"opens_in_transformers": opens}

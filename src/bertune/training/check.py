@@ -38,6 +38,15 @@ def check_used(config: Config, kind: str, splits: Collection[str]) -> None:
             f"--patience {train.patience}: there are no validation rows to stop by. Leave it out, or pass --valid FILE "
             "or a fraction."
         )
+    if train.evaluate_test and "test" not in splits:
+        raise ConfigError(
+            "train.evaluate_test: there are no test rows to measure. Leave it out, or pass --test FILE or a fraction."
+        )
+    if train.evals_per_epoch > 1 and "valid" not in splits and not train.evaluate_test:
+        raise ConfigError(
+            f"train.evals_per_epoch {train.evals_per_epoch}: there are no validation rows to measure. Leave it out, or "
+            "pass --valid FILE or a fraction."
+        )
 
 
 def check_decision(decide: DecideConfig, kind: str, splits: Collection[str]) -> None:

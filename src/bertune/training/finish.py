@@ -237,11 +237,12 @@ def card_info(trained: Trained, bundle: Bundle, base: Source, metrics: dict[str,
         "weight decay": train.weight_decay if train.optimizer != "adam" else None, "gradient norm at most": train.clip,
         "pooling": bundle.head.pooling, "layers": layers_read(trained), "chunks joined by": bundle.head.join,
         "head": HEADS.get(bundle.head.kind, bundle.head.kind),
+        "dropout": config.model.dropout, "dropout of the head": config.model.head_dropout,
         "loss": loss_name(trained.prepared.task.kind, train), "class weights": train.class_weights,
         "label prior": train.label_prior, "label smoothing": train.label_smoothing or None, **techniques(config),
         "frozen": config.model.freeze, "weights kept": kept_weights(trained), "seed": train.seed,
         "precision": trained.machine.precision,
-        "pre-trained further on": pretrained_on(config),
+        "pre-trained further on": pretrained_on(config), **trained.together,
     }
     return CardInfo(
         name=out.resolve().name, version=__version__, task=trained.prepared.task, files=list(dict.fromkeys(files)),
@@ -250,7 +251,8 @@ def card_info(trained: Trained, bundle: Bundle, base: Source, metrics: dict[str,
         verdict=verdict(metrics), settings=settings,
         **bundle.reading,
         chosen_by_valid=train.select_best and trained.progress.best is not None,
-        opens_in_transformers=bundle.opens_in_transformers, base_title=base.title or bundle.base_model.name,
+        opens_in_transformers=bundle.opens_in_transformers,
+        stands_alone=trained.lora is None and trained.shared is None, base_title=base.title or bundle.base_model.name,
         base_repo=preset.repo if preset else bundle.base_model.name if base.kind == "hub" else None,
         base_licence=bundle.base_model.licence, base_note=base.note,
         base_languages=preset.languages if preset else None,
@@ -305,4 +307,6 @@ def kept_weights(trained: Trained) -> str:
     best = trained.progress.best
     if best is None or not trained.config.train.select_best:
         return f"those of the last step, {trained.progress.step:,}"
+    if trained.together:
+        return f"those of step {best['step']:,} of all tasks, the best mean over them on their valid splits"
     return f"those of step {best['step']:,}, the best {trained.metric} on the valid split"

@@ -16,7 +16,7 @@ from torch import Tensor
 from bertune.config import Config, TrainConfig
 from bertune.data.batch import Batch, make_batch, split_by_budget, steps_per_epoch
 from bertune.data.counters import base, keyed, uniform
-from bertune.errors import TrainingError
+from bertune.errors import TrainingError, listed
 from bertune.evaluate.metrics import METRICS, evaluate, metric_value
 from bertune.model.encoder import EncoderConfig
 from bertune.model.infer import infer_logits
@@ -164,6 +164,7 @@ class MultiFit(Training):
         machine: Machine, *, folder: Path, listener: Listener,
     ) -> None:
         self.parts = {part.name: part for part in parts}
+        self.options = options
         super().__init__(model, config, plan, machine, metric=METRIC, folder=folder, listener=listener)
         self.course = MultiCourse(
             {part.name: self._course(place, part, machine) for place, part in enumerate(parts)},
@@ -264,6 +265,18 @@ class MultiFit(Training):
         for course in self.course.courses.values():
             course.start = start
 
+    def _together(self, part: Part) -> dict[str, str]:
+        """What the card of a task tells of how it was trained with the others."""
+        if len(self.parts) == 1:
+            return {}
+        options = self.options
+        turns = f"temperature, {options.temperature:g}" if options.sampling == "temperature" else options.sampling
+        weight = "learned" if options.uncertainty else f"{part.weight:g}"
+        return {
+            "trained together with": listed(name for name in self.parts if name != part.name),
+            "turns of the tasks": turns, "weight of its loss": weight,
+        }  # fmt: skip
+
     def trained(self, name: str, *, out: Path, shared: str) -> Trained:
         """What the result of one task, in `out`, is made of, as if the training had been of this task alone.
 
@@ -278,7 +291,7 @@ class MultiFit(Training):
         plan = replace(self.plan, steps=done, steps_per_epoch=course.steps_per_epoch, batch_size=part.batch_size)
         return Trained(
             self.model.models[name], part.prepared, part.config, plan, self.machine, own, course, part.metric,
-            out / "run" / "checkpoints", self.listener, shared=shared,
+            out / "run" / "checkpoints", self.listener, shared=shared, together=self._together(part),
         )
 
 

@@ -133,6 +133,8 @@ def _run(
     prepare_output(out, resume=resume, overwrite=overwrite)
     with disk_full(f"a file in {out}", kept="What was written before it is whole."), resumable():
         keep_record(config, out, prepared, resume=resume)
+        if tried:
+            write_json(out / "run" / LONG_TEXT, tried)
         if stage is not None:
             done = pretrain_stage(stage, out / "run" / PRETRAIN, listener).out
             model, new_head = load(config, folder, prepared.task, say, stage=done)
@@ -143,8 +145,6 @@ def _run(
         machine = settle_machine(config, out, plan, resume=resume)
         machine.use()
         say(machine.sentence())
-        if tried:
-            write_json(out / "run" / LONG_TEXT, tried)
         checkup.write(out / "run")
         fit = Fit(model, prepared, config, plan, machine, metric=metric, folder=out / "run", listener=listener)
         say(forecast(fit))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Trained:
     """What a result is made of: a training that came to its end, or one task of it.
 
     folder: its checkpoints; shared: SHA-256 of the encoder's file, where that is kept beside the result; matrices: of
-    LoRA, as they belong to the chosen weights.
+    LoRA, as they belong to the chosen weights; together: what its card tells of the training of all tasks.
     """
 
     model: ClassifierModel
@@ -62,3 +63,4 @@ class Trained:
     shared: str | None = None
     lora: Lora | None = None
     matrices: dict[str, Tensor] = field(default_factory=dict)
+    together: Mapping[str, str] = field(default_factory=dict)

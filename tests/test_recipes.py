@@ -76,7 +76,7 @@ def test_the_recipe_for_several_tasks_says_how_to_run_it_and_trains_them(
     import bertune
 
     text = TASKS.read_text(encoding="utf-8")
-    assert "#   bertune multitask recipes/multi-task.yaml --out " in text
+    assert "#   bertune multitask ../recipes/multi-task.yaml --out " in text
     values = yaml.safe_load(text)
     assert values["model"]["name"] in PRESETS
     values["model"] = {"name": str(tiny_bert)}

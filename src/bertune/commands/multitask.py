@@ -32,7 +32,7 @@ class Multitask(Resumable):
         "each task in tasks/."
     )
     examples = (
-        "bertune multitask recipes/multi-task.yaml --out runs/joint",
+        "bertune multitask tasks.yaml --out runs/joint",
         "bertune multitask tasks.yaml --sampling sqrt --uncertainty --epochs 3 --out runs/joint",
         "bertune multitask more-tasks.yaml --model runs/joint --out runs/more",
         "bertune multitask --resume --out runs/joint",

@@ -18,7 +18,7 @@ from bertune.progress import start_display
 class Pretrain(Resumable):
     details = (
         "TEXT is read a row at a time, tokenised once, and kept in the cache. The result is a model folder: --model of "
-        "bertune train takes it, and transformers opens it with its masked-language head."
+        "bertune train takes it, and transformers opens it with the heads that were trained."
     )
     examples = (
         "bertune pretrain unlabeled.jsonl.gz --out models/papers",

@@ -16,12 +16,13 @@ import polars as pl
 import pytest
 import yaml
 
-from bertune.errors import ConfigError, InputError, TrainingError
+from bertune.errors import ConfigError, InputError, Interrupted, TrainingError
 from bertune.model.machine import usable_cores
-from bertune.reproduce.beside import Job, Work, run_beside
+from bertune.reproduce.beside import Ended, Job, Work, _context, run_beside, run_in_order
 from bertune.reproduce.keep import read_cell
 from bertune.reproduce.run import make_cells
 from bertune.reproduce.spec import Spec, cells, read_spec
+from bertune.training.loop import Diverged
 from shell import call
 from tiny_runs import QUICK, Told, topic_rows
 
@@ -68,6 +69,41 @@ def wait_long(begun: Path, *, listener: Any) -> None:
     time.sleep(120)
 
 
+def linger(begun: Path, *, listener: Any) -> None:
+    """Stops at the second signal only, as a training does in the middle of a long step."""
+    signals: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        signals.append(number)
+        begun.with_suffix(".asked").touch()
+        if len(signals) > 1:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, note)
+    begun.write_text(str(os.getpid()), encoding="utf-8")
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        time.sleep(0.05)
+
+
+PROGRAM = """
+import sys; sys.path.insert(0, sys.argv[1])
+from functools import partial; from pathlib import Path; import test_beside as t
+if __name__ == "__main__":
+    t.run_beside([t.job("long", partial(getattr(t, sys.argv[3]), Path(sys.argv[2])))], at_once=1, late=t.never)
+"""
+
+
+def program(tmp_path: Path, work: str) -> tuple[subprocess.Popen[bytes], Path]:
+    """A process with one job, and the file in which that writes its own number."""
+    script, begun = tmp_path / "program.py", tmp_path / "begun"
+    script.write_text(PROGRAM, encoding="utf-8")
+    line = [sys.executable, script, str(Path(__file__).parent), begun, work]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE)
+    until(lambda: begun.exists() and begun.read_text(encoding="utf-8"))
+    return process, begun
+
+
 def job(name: str, work: Work, *needs: str) -> Job:
     return Job(name, needs, lambda: work)
 
@@ -101,7 +137,7 @@ class TestJobs:
             job("first", partial(write, first, "1")),
         ]
 
-        assert run_beside(jobs, at_once=3, late=never) == []
+        assert run_beside(jobs, at_once=3, late=never) == Ended([], [])
         assert [path.read_text(encoding="utf-8") for path in (first, second, third)] == ["1 True", "2 True", "3 True"]
 
     def test_none_begins_when_it_is_late(self, tmp_path: Path) -> None:
@@ -115,7 +151,7 @@ class TestJobs:
             return partial(write, tmp_path / name, name)
 
         jobs = [Job(name, (), partial(prepare, name)) for name in "ab"]
-        assert run_beside(jobs, at_once=2, late=late) == jobs[1:]
+        assert run_beside(jobs, at_once=2, late=late).left == jobs[1:]
         assert (tmp_path / "a").exists() and not (tmp_path / "b").exists()
 
     @pytest.mark.parametrize(
@@ -124,11 +160,14 @@ class TestJobs:
             (ConfigError("no such column."), InputError, "^wrong: no such column.$"),
             (TrainingError("the disk is full."), TrainingError, "^wrong: the disk is full.$"),
             (TrainingError("much " * 100_000), TrainingError, "^wrong: much much"),
+            (OSError(28, "No space left on device"), TrainingError, "^wrong: the disk is full.$"),
+            (PermissionError(13, "Permission denied", "cells"), TrainingError, "^wrong: .*Permission denied: 'cells'"),
+            (KeyboardInterrupt(), Interrupted, "^wrong: stopped.$"),
             (ZeroDivisionError("a bug"), RuntimeError, "(?s)^wrong:.*in fail.*ZeroDivisionError: a bug"),
         ],
     )
     def test_an_error_of_one_stops_the_others_and_is_raised(
-        self, tmp_path: Path, error: Exception, kind: type[Exception], said: str
+        self, tmp_path: Path, error: BaseException, kind: type[Exception], said: str
     ) -> None:
         begun = tmp_path / "begun"
 
@@ -140,27 +179,52 @@ class TestJobs:
             run_beside([job("long", partial(wait_long, begun)), Job("wrong", (), prepare)], at_once=2, late=never)
         assert not alive(int(begun.read_text(encoding="utf-8")))
 
+    @pytest.mark.parametrize("at_once", [0, 2])
+    def test_one_that_diverges_costs_those_alone_that_need_it(self, tmp_path: Path, at_once: int) -> None:
+        jobs = [
+            job("wild", partial(fail, Diverged("no number."))),
+            job("after", partial(write, tmp_path / "a", ""), "wild"),
+            job("tame", partial(write, tmp_path / "b", "")),
+        ]
+        if at_once:
+            ended = run_beside(jobs, at_once=at_once, late=never)
+        else:
+            ended = run_in_order(jobs, late=never, listener=Told())
+        assert ended == Ended([jobs[1]], ["wild: no number."])
+        assert (tmp_path / "b").exists() and not (tmp_path / "a").exists()
+
+    def test_where_no_server_can_be_had_processes_begin_anew(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse() -> None:
+            raise OSError("AF_UNIX path too long")
+
+        monkeypatch.setattr("multiprocessing.forkserver.ensure_running", refuse)
+        assert _context().get_start_method() == "spawn"
+        run_beside([job("one", partial(write, tmp_path / "a", ""))], at_once=1, late=never)
+        assert (tmp_path / "a").exists()
+
     def test_a_process_that_was_killed_is_told_from_one_that_is_done(self) -> None:
         with pytest.raises(TrainingError, match=r"big: its process was ended from outside \(code -9\).*fewer --jobs"):
             run_beside([job("big", die)], at_once=1, late=never)
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
     def test_they_end_with_the_process_that_began_them(self, tmp_path: Path, number: signal.Signals) -> None:
-        begun = tmp_path / "begun"
-        program = (
-            "import sys; sys.path.insert(0, sys.argv[1])\n"
-            "from functools import partial; from pathlib import Path; import test_beside as t\n"
-            "if __name__ == '__main__':\n"
-            "    t.run_beside([t.job('long', partial(t.wait_long, Path(sys.argv[2])))], at_once=1, late=t.never)\n"
-        )
-        script = tmp_path / "program.py"
-        script.write_text(program, encoding="utf-8")
-        process = subprocess.Popen([sys.executable, script, str(Path(__file__).parent), begun], stderr=subprocess.PIPE)
-        until(lambda: begun.exists() and begun.read_text(encoding="utf-8"))
+        process, begun = program(tmp_path, "wait_long")
         process.send_signal(number)
         process.communicate(timeout=120)
 
         until(lambda: not alive(int(begun.read_text(encoding="utf-8"))))
+
+    def test_a_second_ctrl_c_is_passed_on(self, tmp_path: Path) -> None:
+        process, begun = program(tmp_path, "linger")
+        process.send_signal(signal.SIGINT)
+        until(begun.with_suffix(".asked").exists)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+
+        assert b"BrokenPipe" not in said and not alive(int(begun.read_text(encoding="utf-8")))
 
 
 class TestReproduction:
@@ -183,9 +247,9 @@ class TestReproduction:
     ) -> None:
         works: list[Any] = []
 
-        def keep(jobs: list[Job], *, at_once: int, late: Any) -> list[Job]:
+        def keep(jobs: list[Job], *, at_once: int, late: Any) -> Ended:
             works.extend(one.prepare() for one in jobs)
-            return []
+            return Ended([], [])
 
         monkeypatch.setattr("bertune.reproduce.run.run_beside", keep)
         spec.tables["ways"].rows["plain"].settings["train.threads"] = 1000
@@ -197,20 +261,36 @@ class TestReproduction:
         assert first.config.train.threads == first.encoder[0][1].train.threads == max(1, usable_cores() // 2)
         assert second.config.train.threads == 1000
 
-    def test_ctrl_c_stops_all_of_them_and_keeps_what_they_did(self, spec: Spec, tmp_path: Path) -> None:
-        spec.settings |= {"train.epochs": 500}
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_stops_all_of_them_and_keeps_what_they_did(
+        self, spec: Spec, tmp_path: Path, number: signal.Signals
+    ) -> None:
+        spec.settings |= {"train.epochs": 2000}
+        del spec.settings["train.checkpoint_steps"]
         (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json")), encoding="utf-8")
         out = tmp_path / "out"
         line = ["reproduce", tmp_path / "tiny.yaml", "--data", tmp_path / "data", "--out", out, "--jobs", "2"]
         line = [str(part) for part in (*line, "--seeds", "1", "--set", "train.checkpoint_minutes=60")]
         process = subprocess.Popen([sys.executable, "-m", "bertune", *line], stderr=subprocess.PIPE, text=True)
-        until(lambda: list(out.glob("running/*/run/checkpoints/*/*")))
-        process.send_signal(signal.SIGINT)
+        until(lambda: len(list(out.glob("running/*/run/history.jsonl"))) == 2)
+        assert not list(out.glob("running/*/run/checkpoints/step-*"))
+        process.send_signal(number)
         _, said = process.communicate(timeout=120)
 
         assert process.returncode == 130 and "Traceback" not in said
         assert said.endswith("Error: Stopped; what was done is kept. Go on with the same command.\n")
-        assert not list(out.glob("cells/*")) and list(out.glob("running/*/run/checkpoints/*"))
+        assert not list(out.glob("cells/*")) and len(list(out.glob("running/*/run/checkpoints/step-*"))) == 2
+
+    def test_one_that_diverges_is_told_at_the_end_and_the_tables_are_written(
+        self, spec: Spec, tmp_path: Path
+    ) -> None:
+        spec.tables["ways"].rows["plain"].settings |= {"train.lr": 1e20, "train.warmup": 0.0}
+        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json")), encoding="utf-8")
+        done = call("reproduce", tmp_path / "tiny.yaml", "--data", tmp_path / "data", "--out", tmp_path / "out",
+                    "--seeds", "1")  # fmt: skip
+
+        assert done.code == 1 and "plain, seed 0: Step" in done.err and "| topics | pre-trained |" in done.out
+        assert len(list((tmp_path / "out/cells").glob("*.json"))) == 1
 
     def test_less_than_one_at_a_time_is_refused(self, tmp_path: Path) -> None:
         done = call("reproduce", "sun2019", "--out", tmp_path / "out", "--jobs", "0")

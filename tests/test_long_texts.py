@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from bertune.data.longtext import chunks_of, head_of
 from bertune.data.ragged import Column, Encoded, Special, Template, assemble
 from bertune.data.tasks import Rows
 from bertune.data.tokens import Tokenizer, encode_cached
-from bertune.errors import ConfigError
+from bertune.errors import ConfigError, Interrupted
 from bertune.longtext import LongText
 from bertune.model.noise import Noise
 from bertune.training.longest import with_way
@@ -410,6 +411,16 @@ class TestAuto:
         chosen = json.loads((resumed.out / "run/long_text.json").read_text(encoding="utf-8"))["chosen"]
         assert Bundle.read(resumed.out).long_text.first == chosen
         assert train(tmp_path / "out", tiny_bert, rows, settings=options, resume=True).metrics == resumed.metrics
+
+    def test_a_stop_while_it_tries_says_that_nothing_is_kept(self, tiny_bert: Path, tmp_path: Path) -> None:
+        class Interrupting(Told):
+            def step(self, step: Any) -> None:
+                signal.raise_signal(signal.SIGINT)
+
+        with pytest.raises(Interrupted, match="nothing of that is kept, and the same command begins anew"):
+            train(tmp_path / "out", tiny_bert, long_rows(120), told=Interrupting(),
+                  settings={"model.long_text": "auto"})  # fmt: skip
+        assert not (tmp_path / "out").exists()
 
     def test_what_was_tried_outlives_a_stop_in_the_pre_training(self, tiny_bert: Path, tmp_path: Path) -> None:
         class StopInPretraining(Told):

@@ -396,6 +396,36 @@ def test_where_nothing_good_was_saved_that_is_said(
 # Taking up, dropping, adding
 
 
+def test_patience_waits_until_every_task_has_had_a_turn(tmp_path: Path, tiny_bert: Path) -> None:
+    done = joint(
+        tmp_path / "joint", tiny_bert, names=("topics", "pairs"),
+        rows={"topics": MORE["topics"], "pairs": pair_rows(16)},
+        train={"patience": 1, "evals_per_epoch": 8, "lr": 1e-9, "head_lr": 1e-9, "epochs": 4, "batch_size": 4},
+        tasks={"pairs": {"train": {"batch_size": 16}}},
+    )
+    steps = done.metrics["train"]["steps_by_task"]
+    assert all(steps.values()) and done.metrics["train"]["epochs"] < 4
+
+
+def test_new_layers_are_no_matter_of_the_further_training_alone(tmp_path: Path, tiny_bert: Path) -> None:
+    """Where a task reads a lower layer, the new ones are above what it trains alone."""
+    tasks = {"many": {"model": {"layers": "0"}}}
+    chosen = options(tiny_bert, names=("topics", "many"), tasks=tasks, then_alone=True)
+    chosen["model"]["reinit_layers"] = 1
+    data = {name: DATA[name] for name in chosen["tasks"]}
+    done = bertune.multitask(chosen, out=tmp_path / "joint", data=data, listener=Told())
+    assert set(done.metrics["alone"]) == {"topics", "many"}
+
+
+@pytest.mark.parametrize(("names", "said"), [(("a", "A"), "are one folder"), (("n" * 101,), "100 characters at most")])
+def test_names_that_are_no_folders_of_their_own_are_refused(
+    names: tuple[str, ...], said: str, tmp_path: Path, tiny_bert: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        joint(tmp_path / "joint", tiny_bert, names=names)
+    assert not (tmp_path / "joint").exists()
+
+
 PRECISIONS = ["fp32", pytest.param("bf16", marks=pytest.mark.skipif(library() is None, reason="no kernels here"))]
 
 

@@ -111,6 +111,7 @@ class TestRecipes:
              "encoder f: start: 'x' is not one of .* above it, e"),
             ({"encoders": {"e": {"files": ["a"]}, "f": {"start": "e", "settings": {"pretrain.from_scratch": "mini"}}}},
              "encoder f: start says what it begins with, and so does pretrain.from_scratch"),
+            ({"encoders": {"e/f": {"files": ["a"]}}}, "'e/f' is part of a file's name, too"),
             ({"data": {"topics": {"files": [], "part": {"vaild": 3}}}}, "vaild"), ({"tables": {}}, "tables"),
             ({"data": {"topics": {"files": [], "test": None}}}, "test"),
             ({"settings": {"train.seed": 3}}, "settings: train.seed changes with every seed"),
@@ -148,13 +149,17 @@ class TestTrainings:
         record = json.loads(next((tmp_path / "out/cells").glob("*.json")).read_text(encoding="utf-8"))
         assert record["test"]["rows"] > 0 and str(tmp_path / "data") not in json.dumps(record)
 
-    def test_one_that_was_stopped_goes_on(self, spec: Spec, tmp_path: Path) -> None:
+    def test_one_that_was_stopped_goes_on(
+        self, spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         spec.settings["train.checkpoint_steps"] = 2
         wanted = list(cells(spec, ["ways"], seeds=1))
         options: dict[str, Any] = {"out": tmp_path / "out", "data": tmp_path / "data", "hours": None}
         with pytest.raises(Stop):
             make_cells(spec, wanted, listener=Stopper(4), **options)
         told = Told()
+        monkeypatch.chdir(tmp_path)
+        options["out"] = Path("out")  # another name of the same folder
         spec.settings |= {"train.threads": 2, "train.measure_precision": "auto"}  # of the machine: it goes on as begun
         assert make_cells(spec, list(cells(spec, ["ways"], seeds=1))[:1], listener=told, **options)
         assert "Resumed after step 2 of 5." in told.said
@@ -260,6 +265,15 @@ class TestTrainings:
         before = cell_key(spec, wanted[1])
         spec.encoders["own"].settings["pretrain.max_steps"] = 2
         assert cell_key(spec, list(cells(spec, ["ways"], seeds=1))[1]) != before
+
+    def test_what_a_caller_says_of_the_machine_is_for_pre_trainings_too(self, spec: Spec) -> None:
+        spec.encoders["own"] = Encoder(files=["many.csv"])
+        spec.tables["ways"].rows["mean"].encoder = "own"
+        machine = {"checkpoint_minutes": 1, "checkpoint_steps": 7, "compile": "no", "threads": 3}
+        own = partial(Config.updated, values={"train": machine})
+        cell = list(cells(spec, ["ways"], seeds=1, own=own))[1]
+
+        assert machine.items() <= cell.encoder[0][1].train.model_dump().items()
 
     def test_a_table_may_ask_for_fewer_seeds(self, spec: Spec) -> None:
         spec.tables["ways"].seeds = 1

@@ -79,6 +79,11 @@ class JointOptions(Section):
         for name in value:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
                 raise ValueError(f"'{name}' is a folder's name, too: letters, digits, - and _ only")
+            if len(name) > 100:
+                raise ValueError(f"'{name[:20]}...' is a folder's name, too: 100 characters at most")
+            alike = [other for other in value if other != name and other.casefold() == name.casefold()]
+            if alike:
+                raise ValueError(f"'{name}' and '{alike[0]}' are one folder on some systems; rename one")
         return value
 
     @model_validator(mode="after")

@@ -71,13 +71,17 @@ class Reproduce(Configured):
 
         from bertune.reproduce.run import make_cells
         from bertune.reproduce.tables import markdown, results
+        from bertune.training.loop import Diverged
 
+        lost: Diverged | None = None
         if not self.no_train:
             try:
                 with cache_settings(base.cache.folder, base.cache.limit):
                     make_cells(
                         spec, wanted, out=out, data=Path(self.data), hours=self.hours, listener=display, jobs=self.jobs
                     )
+            except Diverged as error:
+                lost = error  # the others are there, and so are their tables
             except (Interrupted, KeyboardInterrupt):
                 raise Interrupted("Stopped; what was done is kept. Go on with the same command.") from None
         elif not (out / "cells").is_dir():
@@ -91,6 +95,8 @@ class Reproduce(Configured):
         else:
             print(text)
         display.say(f"The tables are {out / spec.name}.md and .json.")
+        if lost is not None:
+            raise lost
 
     def _write(self, out: Path, name: str, text: str, found: dict[str, Any]) -> None:
         from bertune.files import write_atomic, write_json

@@ -26,6 +26,7 @@ from bertune.reproduce.keep import MACHINE, cell_key, digest, encoder_record, is
 from bertune.reproduce.spec import Cell, Data, Spec
 from bertune.settings import read_yaml
 from bertune.training.listen import Listener
+from bertune.training.loop import Diverged
 from bertune.training.multitask import ALONE, TASKS, multitask
 from bertune.training.prepare import Prepared, Split, read_splits
 from bertune.training.pretrain import is_pretrained, pretrain
@@ -41,9 +42,10 @@ def make_cells(
 ) -> bool:
     """Train what is not there yet, `jobs` at a time; False where `hours` were over before the last began.
 
-    Raises what `run` raises.
+    Raises what `run` raises; Diverged, where some training diverged, once the others have been made.
     """
     end = None if hours is None else time.monotonic() + 3600 * hours
+    out = out.absolute()  # so that a stopped training goes on however the folder is named
     if jobs > 1:
         wanted = [_with_threads(cell, max(1, usable_cores() // jobs)) for cell in wanted]
     todo = _trainings(spec, wanted, out)
@@ -56,14 +58,17 @@ def make_cells(
         return end is not None and time.monotonic() > end
 
     if jobs > 1:
-        left = run_beside(queue.jobs, at_once=jobs, late=late)
+        ended = run_beside(queue.jobs, at_once=jobs, late=late)
     else:
-        left = run_in_order(queue.jobs, late=late, listener=listener)
-    if left:
-        trainings = sum(job.left for job in left)
+        ended = run_in_order(queue.jobs, late=late, listener=listener)
+    trainings = sum(job.left for job in ended.left)
+    if trainings:
         more = "1 training is" if trainings == 1 else f"{trainings} trainings are"
         listener.say(f"{more} left; run the same command again to go on.")
-    return not left
+    if ended.lost:
+        others = f" {len(ended.lost) - 1} more diverged, too." if len(ended.lost) > 1 else ""
+        raise Diverged(f"{ended.lost[0]}{others}")
+    return not ended.left
 
 
 def _with_threads(cell: Cell, threads: int) -> Cell:

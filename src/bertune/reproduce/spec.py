@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -118,6 +119,9 @@ class Spec(_Part):
 
     @model_validator(mode="after")
     def _known_names(self) -> Spec:
+        for name in (*self.data, *self.encoders):
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+                raise ValueError(f"'{name}' is part of a file's name, too: letters, digits, - and _ only")
         for name, encoder in self.encoders.items():
             absent = [part for part in encoder.parts if part not in self.data]
             if absent:
@@ -299,7 +303,8 @@ def _stages(spec: Spec, name: str | None, base: Config) -> tuple[tuple[str, Conf
     encoder = spec.encoders[name]
     before = _stages(spec, encoder.start, base)
     # What to compute on, and the model to go on with; the rest of `base` is of no use to a pre-training.
-    own: Any = {"train": {"device", "precision", "threads", "token_budget", "kernels"}, "cache": True}
+    machine = {"device", "precision", "threads", "token_budget", "kernels", "compile"}
+    own: Any = {"train": machine | {"checkpoint_minutes", "checkpoint_steps"}, "cache": True}
     if encoder.start is None and "pretrain.from_scratch" not in encoder.settings:
         own["model"] = {"name", "revision"}
     config = Config().updated(base.model_dump(include=own))

@@ -224,11 +224,16 @@ class Training:
         else:
             progress.without_gain += 1
         patience = self.config.train.patience
-        if patience is not None and progress.without_gain >= patience and progress.step < self.plan.steps:
+        impatient = patience is not None and progress.without_gain >= patience and self._may_stop()
+        if impatient and progress.step < self.plan.steps:
             progress.stopped_early = True
             self.listener.say(
                 f"Stopped early after step {progress.step:,}: no better {self.metric} in {patience} evaluations."
             )
+
+    def _may_stop(self) -> bool:
+        """Whether everything that is trained has been seen."""
+        return True
 
     def _guessing(self) -> float:
         """What the loss of a row is where every answer is as likely as any other."""

@@ -17,7 +17,7 @@ import numpy as np
 from bertune.config import Config
 from bertune.data.splits import share_of_rows
 from bertune.data.tokens import Tokenizer
-from bertune.errors import ConfigError
+from bertune.errors import ConfigError, Interrupted
 from bertune.evaluate.metrics import METRICS
 from bertune.evaluate.resample import Scores, differences
 from bertune.model.infer import infer_logits
@@ -131,7 +131,12 @@ def _try(
     machine.use()
     with tempfile.TemporaryDirectory(prefix="bertune-") as place:
         fit = Fit(model, part, config, plan, machine, metric=metric, folder=Path(place), listener=quiet)
-        fit.run(resume=False)
+        try:
+            fit.run(resume=False)
+        except Interrupted:
+            raise Interrupted(
+                "Stopped while --long-text auto was trying; nothing of that is kept, and the same command begins anew."
+            ) from None
         valid = part.splits["valid"]
         logits = infer_logits(model, valid.tokens, budget=fit.course.token_budget)
     return Scores(part.task.kind, logits, valid.targets)

@@ -18,7 +18,7 @@ import numpy as np
 from bertune.bundle import Bundle
 from bertune.config import Config
 from bertune.data.tokens import Tokenizer
-from bertune.errors import ConfigError, DataError, TrainingError, listed
+from bertune.errors import ConfigError, DataError, listed
 from bertune.evaluate.metrics import check_metric
 from bertune.files import disk_full, write_atomic, write_json
 from bertune.folder import MULTITASK, check_model_stays, check_output, prepare_output, read_record
@@ -59,6 +59,7 @@ from bertune.training.settle import Load, duration, estimate
 
 TASKS, ALONE = "tasks", "alone"  # in OUT
 JOINT = "joint.json"  # in run/: what the joint part came to, where each task goes on alone after it
+ALONE_MODEL = {"model": {"reinit_layers": 0}}  # of the further training alone, which begins with what was trained
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _run(
         check_dropout(part.config, models[part.name])
         if config.options.then_alone:
             try:
-                check_depth(part.config, encoder, models[part.name].depth)
+                check_depth(part.config.updated(ALONE_MODEL), encoder, models[part.name].depth)
             except ConfigError as error:
                 raise ConfigError(f"task {part.name}, alone afterwards: {error}") from None
     check_machine(config.shared, resume=resume)
@@ -194,7 +195,7 @@ def train_jointly(
         kept = keep_good(fit.good_step, out / "run", lambda place: write_good(
             fit, place, base=base, folder=folder, tokenizer=tokenizer
         ))  # fmt: skip
-        raise TrainingError(f"{error} {kept}") from None
+        raise Diverged(f"{error} {kept}") from None
     metrics = finish_joint(fit, out=out, base=base, folder=folder, tokenizer=tokenizer)
     shutil.rmtree(out / "run" / GOOD, ignore_errors=True)  # of an earlier attempt that diverged
     return metrics
@@ -373,9 +374,9 @@ def train_alone(
     for number, part in enumerate(parts, 1):
         listener.say(f"Task {part.name} alone ({number} of {len(parts)}):")
         config = part.config.updated(
-            {"model": {"name": str(out / TASKS / part.name), "revision": None, "reinit_layers": 0},
-             "check": UNCHECKED, "train": rates}
-        )
+            {"model": {"name": str((out / TASKS / part.name).absolute()), "revision": None}, "check": UNCHECKED,
+             "train": rates}
+        ).updated(ALONE_MODEL)
         place = out / ALONE / part.name
         result = run(config, out=place, source=sources.get(part.name), resume=True, listener=listener)
         found[part.name] = result.metrics

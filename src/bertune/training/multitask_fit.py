@@ -249,6 +249,9 @@ class MultiFit(Training):
             scores.append(score(part.metric, {**metrics, "rows": len(part.prepared.splits["valid"])}))
         self._keep_better(float(np.mean(scores)))
 
+    def _may_stop(self) -> bool:
+        return all(self.course.done(name, self.progress.step) for name in self.parts)
+
     def _is_better(self, value: float, best: float | None) -> bool:
         return best is None or value > best
 

@@ -16,7 +16,7 @@ from bertune.config import PRETRAINING_KEYS, Config
 from bertune.data.corpus import Corpus
 from bertune.data.documents import Survey, TextSource, survey
 from bertune.data.tokens import Tokenizer
-from bertune.errors import ConfigError, DataError, TrainingError, listed
+from bertune.errors import ConfigError, DataError, listed
 from bertune.evaluate.curves import plot_pretraining
 from bertune.files import disk_full, write_atomic, write_json
 from bertune.folder import PRETRAINED, check_model_stays, check_output, prepare_output, read_record
@@ -281,7 +281,7 @@ def _run(config: Config, out: Path, start: Start, listener: Listener, *, resume:
             kept = keep_good(
                 fit.good_step, run_folder, lambda place: _write(fit, place, folder, tokenizer), use="--model takes"
             )
-            raise TrainingError(f"{error} {kept}") from None
+            raise Diverged(f"{error} {kept}") from None
         metrics = _finish(fit, out, config, start, folder, tokenizer, corpus)
         metrics |= {
             "steps": progress.step, "tokens": progress.tokens, "seconds": progress.seconds,

@@ -17,7 +17,7 @@ from bertune.bundle import Bundle
 from bertune.config import Config
 from bertune.data.tasks import Task
 from bertune.data.tokens import Tokenizer
-from bertune.errors import ConfigError, Interrupted, TrainingError, listed
+from bertune.errors import ConfigError, Interrupted, listed
 from bertune.evaluate.metrics import check_metric, evaluate, metric_value
 from bertune.files import disk_full, to_json, write_atomic, write_json
 from bertune.folder import check_model_stays, check_output, prepare_output, read_record
@@ -154,7 +154,7 @@ def _run(
             kept = keep_good(fit.good_step, out / "run", lambda place: write_model(
                 fit.trained(), place, base=base, folder=folder, tokenizer=tokenizer, reading=reading
             ))  # fmt: skip
-            raise TrainingError(f"{error} {kept}") from None
+            raise Diverged(f"{error} {kept}") from None
         metrics = finish(fit.trained(), out=out, base=base, folder=folder, tokenizer=tokenizer, reading=reading)
     return Result(out, prepared.task, metrics)
 

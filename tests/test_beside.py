@@ -213,8 +213,11 @@ class TestJobs:
         process, begun = program(tmp_path, "wait_long")
         process.send_signal(number)
         process.communicate(timeout=120)
+        pid = int(begun.read_text(encoding="utf-8"))
+        until(lambda: not alive(pid))
 
-        until(lambda: not alive(int(begun.read_text(encoding="utf-8"))))
+        assert process.returncode != 0
+        assert not alive(pid)
 
     def test_a_second_ctrl_c_is_passed_on(self, tmp_path: Path) -> None:
         process, begun = program(tmp_path, "linger")

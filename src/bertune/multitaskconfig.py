@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from bertune.config import Config
 from bertune.errors import ConfigError, listed, nearest
-from bertune.sections import Section
+from bertune.sections import Section, check_names
 from bertune.settings import read_yaml, sentence
 
 # What a task may have of its own; everything else of `model` and `train` belongs to all of them.
@@ -76,14 +75,7 @@ class JointOptions(Section):
     @field_validator("tasks")
     @classmethod
     def _names(cls, value: dict[str, TaskOptions]) -> dict[str, TaskOptions]:
-        for name in value:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-                raise ValueError(f"'{name}' is a folder's name, too: letters, digits, - and _ only")
-            if len(name) > 100:
-                raise ValueError(f"'{name[:20]}...' is a folder's name, too: 100 characters at most")
-            alike = [other for other in value if other != name and other.casefold() == name.casefold()]
-            if alike:
-                raise ValueError(f"'{name}' and '{alike[0]}' are one folder on some systems; rename one")
+        check_names(value, "a folder's name")
         return value
 
     @model_validator(mode="after")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import re
+from collections.abc import Collection
 from os import PathLike
 from typing import Any, get_args, get_origin
 
@@ -33,6 +35,19 @@ def split_list(text: str) -> list[str]:
         return next(csv.reader([text], skipinitialspace=True), [])
     except csv.Error:  # a line break outside quotes
         raise ValueError("a list a,b,c stands on one line") from None
+
+
+def check_names(names: Collection[str], what: str) -> None:
+    """Raise ValueError for a name that cannot be `what` ("a folder's name") on every system, and for two that are one
+    on some."""
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            raise ValueError(f"'{name}' is {what}, too: letters, digits, - and _ only")
+        if len(name) > 100:
+            raise ValueError(f"'{name[:20]}...' is {what}, too: 100 characters at most")
+        alike = [other for other in names if other != name and other.casefold() == name.casefold()]
+        if alike:
+            raise ValueError(f"'{name}' and '{alike[0]}' are one folder on some systems; rename one")
 
 
 class Section(BaseModel):

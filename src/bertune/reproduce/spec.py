@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,6 +14,7 @@ from bertune.config import Config
 from bertune.errors import ConfigError, listed, nearest
 from bertune.evaluate.metrics import METRICS
 from bertune.multitaskconfig import JointOptions, MultiConfig
+from bertune.sections import check_names
 from bertune.settings import nested, read_yaml, sentence
 
 ENDING = ".yaml"
@@ -119,9 +119,8 @@ class Spec(_Part):
 
     @model_validator(mode="after")
     def _known_names(self) -> Spec:
-        for name in (*self.data, *self.encoders):
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-                raise ValueError(f"'{name}' is part of a file's name, too: letters, digits, - and _ only")
+        for names in (self.data, self.encoders):
+            check_names(names, "part of a file's name")
         for name, encoder in self.encoders.items():
             absent = [part for part in encoder.parts if part not in self.data]
             if absent:

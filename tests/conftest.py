@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heard_interrupt() -> None:
+    """Ctrl-C does in tests and in their processes what it does in a terminal, where a shell has begun them in the
+    background, too: there it would be ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -293,12 +293,8 @@ class TestResume:
         half = whole.metrics["steps"] // 2  # where a pass and an evaluation end
         for at, polite in ((2, False), (5, False), (8, True), (half, True), (half + 2, False)):
             stopper = Stopper(at, polite=polite)
-            before = signal.signal(signal.SIGINT, signal.default_int_handler)
-            try:
-                with pytest.raises(Interrupted if polite else Killed):
-                    run(books, tiny_bert, out, resume=at > 2, listener=stopper, **settings)
-            finally:
-                signal.signal(signal.SIGINT, before)
+            with pytest.raises(Interrupted if polite else Killed):
+                run(books, tiny_bert, out, resume=at > 2, listener=stopper, **settings)
         told = Told()
         found = run(books, tiny_bert, out, resume=True, listener=told, **settings)
         assert any(text.startswith("Resumed after step") for text in told.said)
@@ -379,12 +375,8 @@ class TestFromScratch:
                     signal.raise_signal(signal.SIGINT)
 
         one = run(books, None, tmp_path / "one", **self.SIZES)
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            with pytest.raises(Interrupted):
-                run(books, None, tmp_path / "two", listener=Stop(), **self.SIZES)
-        finally:
-            signal.signal(signal.SIGINT, before)
+        with pytest.raises(Interrupted):
+            run(books, None, tmp_path / "two", listener=Stop(), **self.SIZES)
         two = run(books, None, tmp_path / "two", resume=True, **self.SIZES)
         for name in ("model.safetensors", "vocab.txt"):
             assert (one.out / name).read_bytes() == (two.out / name).read_bytes()
@@ -776,12 +768,8 @@ class TestStage:
         settings = self.STAGE | {"pretrain.on": [str(data["more"])], "train.checkpoint_steps": 2}
         how: dict[str, Any] = {"model": tiny_bert, "settings": settings}
         bertune.train(data["topics"], out=tmp_path / "whole", **how)
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            with pytest.raises(Interrupted):
-                bertune.train(data["topics"], out=tmp_path / "out", listener=Stop(), **how)
-        finally:
-            signal.signal(signal.SIGINT, before)
+        with pytest.raises(Interrupted):
+            bertune.train(data["topics"], out=tmp_path / "out", listener=Stop(), **how)
         with pytest.raises(ConfigError, match=r"other options: train\.lr"):
             changed = settings | {"train.lr": 1e-3}
             bertune.train(data["topics"], out=tmp_path / "out", resume=True, model=tiny_bert, settings=changed)

@@ -288,11 +288,12 @@ class TestWithoutBestWeights:
         assert_same_result(here.out, wanted)
 
     def test_a_run_without_validation_resumes_too(self, here: Here) -> None:
-        here.run(resume=False, data__hold_out=False)
+        options = {"data__hold_out": False, "train__evals_per_epoch": 1, "train__evaluate_test": False}
+        here.run(resume=False, **options)
         wanted = here.out.with_name("wanted")
         here.out.rename(wanted)
-        here.run(at=14, resume=False, data__hold_out=False)
-        said = here.run(data__hold_out=False)
+        here.run(at=14, resume=False, **options)
+        said = here.run(**options)
 
         assert "Resumed after step 12 of 38." in said
         for name in ("model.safetensors", "run/history.jsonl"):

@@ -345,6 +345,7 @@ class TestUnusedOptions:
         [
             ({"train.label_smoothing": 0.1, "train.loss": "focal"},
              "--label-smoothing 0.1: belongs to cross-entropy, and --loss focal has targets of its own."),
+            ({"check.folds": 3}, "check.folds 3: needs --label-errors frozen or tuned."),
             ({"train.focal_gamma": 3.0}, "train.focal_gamma 3: needs --loss focal."),
             ({"train.negative_gamma": 3.0}, "train.negative_gamma 3: needs --loss asymmetric."),
             ({"train.loss": "asymmetric"}, "--loss asymmetric: belongs to a task with any number of labels a row."),

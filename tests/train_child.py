@@ -43,7 +43,6 @@ def run_child(job: dict[str, Any]) -> None:
 
     finish.plot_curves, write.keep_page = without_picture, without_page
     os.environ["BERTUNE_CACHE"] = job["cache"]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     place, _, count = job.get("kill", "").partition(":")
     at = int(count or 1)
     stop = signal.SIGINT if place == "interrupt" else HARD

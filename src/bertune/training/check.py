@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from bertune.config import Config, DecideConfig, ModelConfig, TrainConfig
+from bertune.config import CheckConfig, Config, DecideConfig, ModelConfig, TrainConfig
 from bertune.errors import ConfigError
 from bertune.evaluate.thresholds import BY_LABEL
 
@@ -32,6 +32,8 @@ def check_used(config: Config, kind: str, splits: Collection[str]) -> None:
         raise ConfigError(f"train.focal_gamma {train.focal_gamma:g}: needs --loss focal.")
     if model.head != "mlp" and model.head_hidden != ModelConfig.model_fields["head_hidden"].default:
         raise ConfigError(f"model.head_hidden {model.head_hidden}: needs --head mlp.")
+    if config.check.label_errors == "none" and config.check.folds != CheckConfig.model_fields["folds"].default:
+        raise ConfigError(f"check.folds {config.check.folds}: needs --label-errors frozen or tuned.")
     check_decision(config.decide, kind, splits)
     if train.patience is not None and "valid" not in splits:
         raise ConfigError(

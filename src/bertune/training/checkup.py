@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bertune.config import Config
+from bertune.config import CheckConfig, Config
 from bertune.data.rows import rows_of
 from bertune.data.tokens import Tokenizer
 from bertune.doctor.copies import Copies
@@ -26,7 +26,7 @@ from bertune.training.longest import with_way
 from bertune.training.opening import check_fit, settle_length, settle_long_text
 from bertune.training.prepare import Prepared, read_splits, tokenize
 
-UNCHECKED = {"enabled": False, "strict": False, "label_errors": "none"}  # options of a run over data that was checked
+UNCHECKED = CheckConfig(enabled=False).model_dump()  # options of a run over data that was checked
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from bertune.config import Config
 from bertune.errors import ConfigError
 from bertune.evaluate.resample import Scores, differences, interval_over_seeds, seed_differences
 from bertune.reproduce import run as reproduce_run
-from bertune.reproduce.keep import cell_key, read_cell
+from bertune.reproduce.keep import cell_key, read_cell, training_key
 from bertune.reproduce.run import draw_part, make_cells
 from bertune.reproduce.spec import Encoder, Spec, cells, known_specs, read_spec
 from bertune.reproduce.tables import markdown, results, verdict
@@ -141,6 +141,7 @@ class TestTrainings:
     def test_each_is_made_once_and_only_its_answers_are_kept(self, spec: Spec, tmp_path: Path) -> None:
         wanted = make(spec, tmp_path, seeds=2)
         told = Told()
+        (tmp_path / "out/running" / training_key(spec, wanted[0])).mkdir()  # a stop came before it was removed
         make(spec, tmp_path, seeds=2, told=told)
 
         assert not told.said and not told.steps

@@ -172,13 +172,16 @@ def _check_unit(spec: Spec, cell: Cell, part: DataConfig) -> None:
 
 
 def _trainings(spec: Spec, wanted: Iterable[Cell], out: Path) -> dict[str, dict[str, Cell]]:
-    """The cells of each training that has to be made, by their keys: one, or those of a joint training."""
+    """The cells of each training that has to be made, by their keys: one, or those of a joint training. What is left of
+    trainings whose cells are all kept is removed."""
     found: dict[str, dict[str, Cell]] = {}
     for cell in wanted:
         found.setdefault(training_key(spec, cell), {})[cell_key(spec, cell)] = cell
-    return {
-        name: made for name, made in found.items() if not all(is_kept(key, cell, out) for key, cell in made.items())
-    }
+    done = {name for name, made in found.items() if all(is_kept(key, cell, out) for key, cell in made.items())}
+    for name in done:  # where a stop came between keeping its cells and tidying up
+        for place in (out / "running" / name, out / "running" / f"{name}-{ALONE}"):
+            shutil.rmtree(place, ignore_errors=True)
+    return {name: made for name, made in found.items() if name not in done}
 
 
 def encoder_place(spec: Spec, stages: tuple[tuple[str, Config], ...], out: Path) -> Path:

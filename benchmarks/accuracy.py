@@ -289,7 +289,7 @@ def _mean_sd(values: list[float]) -> str:
 
 
 def _differences(out: Path, name: str, part: str, sides: dict[str, list[dict[str, Any]]]) -> list[str]:
-    from bertune.evaluate.resample import seed_differences
+    from bertune.evaluate.seeds import seed_differences
 
     rows = []
     for side in sides:

@@ -262,7 +262,8 @@ def table(out: Path) -> str:
 
 def _repaired(out: Path) -> list[str]:
     """The metric on test after each of SIDES, and its paired differences to `spoilt`, over seeds."""
-    from bertune.evaluate.resample import Scores, seed_differences
+    from bertune.evaluate.resample import Scores
+    from bertune.evaluate.seeds import seed_differences
 
     cells: dict[tuple[str, int], list[Path]] = {}
     for path in sorted(out.glob("*.npz")):

@@ -28,7 +28,8 @@ sys.path.insert(0, str(ROOT / "src"))
 from bertune.config import DecideConfig
 from bertune.evaluate.choose import choose_rule
 from bertune.evaluate.metrics import decide, f1_of
-from bertune.evaluate.resample import interval_over_seeds, percentiles, resamples
+from bertune.evaluate.resample import percentiles, resamples
+from bertune.evaluate.seeds import interval_over_seeds
 
 PLAIN = "ours"
 DRAWS = 1000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import yaml
 
 from bertune.config import Config
 from bertune.errors import ConfigError
-from bertune.evaluate.resample import Scores, differences, interval_over_seeds, seed_differences
+from bertune.evaluate.resample import Scores, differences
+from bertune.evaluate.seeds import SeedVariance, interval_over_seeds, seed_differences, seed_variance
 from bertune.reproduce import run as reproduce_run
 from bertune.reproduce.keep import cell_key, read_cell, training_key
 from bertune.reproduce.run import draw_part, make_cells
@@ -135,6 +137,15 @@ class TestRecipes:
     def test_an_unknown_name_is_answered_with_the_nearest(self) -> None:
         with pytest.raises(ConfigError, match="sun2019"):
             read_spec("sun2018")
+
+
+STUDIES = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_of_the_benchmarks_is_whole(path: Path) -> None:
+    spec = read_spec(str(path))
+    assert len({(cell.table, cell.data, cell.row) for cell in cells(spec, list(spec.tables), seeds=1)}) > 1
 
 
 class TestTrainings:
@@ -424,6 +435,38 @@ class TestTables:
             held += low <= 0 <= high
 
         assert held / times > 0.89  # .9 to .98; drawn anew from themselves, two seeds hold it in .6
+
+    @pytest.mark.parametrize("ways", [3, 12])
+    @pytest.mark.parametrize("odd", [1.0, 4.0])
+    def test_what_all_ways_tell_of_seeds_is_sharper_and_holds_as_often(self, ways: int, odd: float) -> None:
+        random = np.random.default_rng(0)
+        spread = np.r_[1.0, odd, np.ones(ways - 2)][:, None]
+        held, lengths, times = np.zeros(2), np.zeros((2, 1500)), 1500
+        for turn in range(times):  # a seed does something to all ways, and something to each; the truth is 0
+            values = spread * random.normal(size=(ways, 2)) + random.normal(size=2)
+            pooled = seed_variance({way: dict(enumerate(of)) for way, of in enumerate(values)})
+            for place, known in enumerate((None, pooled)):
+                low, high = interval_over_seeds(values[1] - values[0], 0.1, 1000, pooled=known)
+                held[place] += low <= 0 <= high
+                lengths[place, turn] = high - low
+
+        alone, together = held / times
+        assert together > (0.92 if odd == 1 else 0.84) and together > alone - 0.03
+        assert np.median(lengths[1]) < np.median(lengths[0])
+
+    def test_a_variance_of_seeds_is_what_ways_and_seeds_leave(self) -> None:
+        found = seed_variance({"a": {0: 1.0, 1: 3.0}, "b": {0: 2.0, 1: 6.0}, "c": {1: 9.0}})
+        assert found is not None and found.freedom == 1 and found.variance == pytest.approx(1.0)
+        shifted = seed_variance({"a": {0: 1.0, 1: 3.0}, "b": {0: 2.0, 1: 4.0}})
+        assert shifted is not None and shifted.variance == pytest.approx(0)
+        assert seed_variance({"a": {0: 1.0}, "b": {0: 2.0}}) is None and seed_variance({}) is None
+        assert seed_variance({"a": {0: 1.0, 1: math.nan}, "b": {0: 2.0, 1: 5.0}}) is None
+
+    def test_one_seed_takes_the_variance_of_others(self) -> None:
+        low, high = interval_over_seeds(np.array([1.0]), 0.0, 1000, pooled=SeedVariance(0.5, 10))
+        assert (low + high) / 2 == pytest.approx(1) and (high - low) / 2 == pytest.approx(2.228, abs=1e-3)
+        with pytest.raises(ValueError, match="one seed does not tell"):
+            interval_over_seeds(np.array([1.0]), 0.0, 1000)
 
     def test_an_undefined_metric_has_no_verdict_but_noise(self) -> None:
         truth = np.zeros(20, np.int64)

@@ -8,7 +8,6 @@ since rows of one group are alike and count for less than as many independent on
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -204,53 +203,6 @@ def differences(
         if limits is not None:
             result[name] = {"difference": float(whole[name][0]), "low": limits[0], "high": limits[1]}
     return result
-
-
-def seed_differences(
-    metric: str, ours: Sequence[Scores], theirs: Sequence[Scores], *, draws: int | None = None
-) -> tuple[float, float, float]:
-    """Mean over seeds of ours - theirs on the same rows, seed by seed, and its 95 % interval: of one seed when rows are
-    drawn anew, of several as `interval_over_seeds` has it. NaN where the metric is undefined.
-
-    Raises ValueError where the two were measured on different rows.
-    """
-    if any((a.truth != b.truth).any() for a, b in zip([*ours, *theirs], [*theirs, *ours], strict=True)):
-        raise ValueError("the two were measured on different rows")
-    rows = ours[0].rows
-
-    def apart(weights: Array) -> Array:  # [draws, rows] -> [draws, seeds]
-        one, other = ([side(weights, [metric])[metric] for side in sides] for sides in (ours, theirs))
-        return np.stack(one, axis=1) - np.stack(other, axis=1)
-
-    whole = apart(np.ones((1, rows)))[0]
-    weights = resamples(rows, draws=draws or draws_for(rows, ours[0].width))
-    drawn = np.concatenate([apart(part).mean(axis=1) for part in weights])
-    if len(whole) > 1:
-        known = drawn[np.isfinite(drawn)]
-        low, high = interval_over_seeds(whole, float(known.var()) if len(known) else math.nan, rows)
-    else:
-        low, high = percentiles(drawn) or (math.nan, math.nan)
-    return float(whole.mean()), low, high
-
-
-def interval_over_seeds(values: Array, variance: float, rows: int) -> Interval:
-    """95 % interval of a mean of `values`, one of each seed, that has this variance over `rows` rows, too.
-
-    Both variances add up. That over seeds is known from two or three of them, and hardly at all therefore, which
-    Student's t allows for, with degrees of freedom as Satterthwaite 1946 (An approximate distribution of estimates of
-    variance components) has them. Seeds that are drawn from themselves, as rows are, would leave much too little room:
-    of two, such an interval holds the truth three times in five.
-    """
-    from scipy.stats import t
-
-    seeds = len(values)
-    over_seeds = float(np.var(values, ddof=1)) / seeds
-    total, mean = over_seeds + variance, float(values.mean())
-    if not total > 0:
-        return (mean, mean) if total == 0 else (math.nan, math.nan)
-    freedom = total**2 / (over_seeds**2 / (seeds - 1) + variance**2 / max(rows - 1, 1))
-    half = float(t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(total)
-    return mean - half, mean + half
 
 
 def _correlation(hits: Array, calls: Array, support: Array, total: Array) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 
 from bertune.evaluate.card import markdown_table
 from bertune.evaluate.metrics import METRICS
-from bertune.evaluate.resample import seed_differences
+from bertune.evaluate.seeds import SeedVariance, seed_differences, seed_variance
 from bertune.reproduce.keep import Done, read_cell
 from bertune.reproduce.spec import Cell, Spec, Table
 
@@ -23,7 +23,8 @@ def results(spec: Spec, cells: list[Cell], out: Path) -> dict[str, Any]:
     """The lines of each table: data, row, published, seeds, value, sd, difference, low, high, verdict, seconds.
 
     Values are in the unit of the table; differences are to the row `against` (the table's reference where a row names
-    none) of the same data, paired by rows and seeds, with 95 % intervals over both; what has no seed yet is None.
+    none) of the same data, paired by rows and seeds, with 95 % intervals over both; how far seeds lie apart is what all
+    rows tell together that are compared with that one. What has no seed yet is None.
     """
     done: dict[tuple[str, str, str], dict[int, Done]] = {}
     for cell in cells:
@@ -31,15 +32,24 @@ def results(spec: Spec, cells: list[Cell], out: Path) -> dict[str, Any]:
         kept = read_cell(spec, cell, out)
         if kept is not None:
             there[cell.seed] = kept
+    values = {
+        place: {seed: _value(one, spec.tables[place[0]].metric) for seed, one in there.items()}
+        for place, there in done.items()
+    }
     lines: dict[str, list[dict[str, Any]]] = {}
     for (name, data, row), found in done.items():
         table = spec.tables[name]
-        lines.setdefault(name, []).append(_line(table, data, row, found, done.get((name, data, table.other(row)), {})))
+        other = table.other(row)
+        # What is compared with one and the same row; few rows, say, vary more than many, and are no measure for them.
+        alike = [way for way in table.rows if other in (way, table.other(way))]
+        pooled = seed_variance({way: values.get((name, data, way), {}) for way in alike})
+        lines.setdefault(name, []).append(_line(table, data, row, found, done.get((name, data, other), {}), pooled))
     return lines
 
 
 def _line(
-    table: Table, data: str, row: str, found: dict[int, Done], reference: dict[int, Done]
+    table: Table, data: str, row: str, found: dict[int, Done], reference: dict[int, Done],
+    pooled: SeedVariance | None,
 ) -> dict[str, Any]:
     published = table.rows[row].figure(data)
     other = table.other(row)
@@ -54,7 +64,7 @@ def _line(
     if row == other or not both:
         return line
     ours, theirs = ([side[seed].scores for seed in both] for side in (found, reference))
-    difference, low, high = seed_differences(table.metric, ours, theirs)
+    difference, low, high = seed_differences(table.metric, ours, theirs, pooled=pooled)
     if table.unit == "error":
         difference, low, high = -100 * difference, -100 * high, -100 * low
     falls = table.unit == "error" or not METRICS[table.metric].higher_is_better
@@ -84,7 +94,9 @@ def verdict(gap: float | None, low: float, high: float, *, lower_is_better: bool
 def markdown(spec: Spec, lines: dict[str, list[dict[str, Any]]], *, model: str, seeds: int) -> str:
     """The tables as a page of Markdown."""
     trained = "one seed" if seeds == 1 else f"up to {seeds} seeds"
-    over = "rows" if seeds == 1 else "rows and seeds (of one seed, over rows alone)"
+    over = "rows"
+    if seeds > 1:
+        over = "rows and seeds, whose variance all trainings tell together that are compared with the same one"
     how = (
         f"Ours: `--model {model}`, {trained}. Differences are to the row that is named, on the same test "
         f"rows, with 95 % intervals over {over}; test rows were measured once, after validation rows had chosen."

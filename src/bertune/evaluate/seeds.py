@@ -29,7 +29,7 @@ def seed_variance(values: Mapping[Hashable, Mapping[int, float]]) -> SeedVarianc
     of its way and one of its seed, fitted by least squares, as not all ways have all seeds (the residual of randomized
     blocks: Fisher 1935, The Design of Experiments). None where nothing is left."""
     known = [(way, seed, value) for way, of in values.items() for seed, value in of.items() if math.isfinite(value)]
-    ways, seeds = (sorted({one[part] for one in known}, key=repr) for part in (0, 1))
+    ways, seeds = (list(dict.fromkeys(one[part] for one in known)) for part in (0, 1))
     design = np.zeros((len(known), len(ways) + len(seeds)))
     for place, (way, seed, _) in enumerate(known):
         design[place, [ways.index(way), len(ways) + seeds.index(seed)]] = 1

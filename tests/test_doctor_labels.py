@@ -122,14 +122,15 @@ def test_folds_of_doubt_know_nothing_of_the_splits_and_promises_around_them(tiny
     rows = [{**row, "place": "here"} for row in topic_rows(120)]
     settings = {
         **QUICK, "check.folds": 2, "train.epochs": 1, "check.label_errors": "tuned", "data.fold": "1/3",
-        "decide.coverage": 0.5, "report.slices": ["place"],
+        "decide.coverage": 0.5, "report.slices": ["place"], "data.share": 0.5, "data.split_seed": 1,
     }  # fmt: skip
     told = Told()
     bertune.train(rows, text="text", label="label", out=tmp_path / "run", model=tiny_bert, settings=settings,
                   listener=told)  # fmt: skip
     sizes = [line for line in told.said if line.startswith("Splits:")]
-    assert sizes[0] == "Splits: 72 train, 8 valid, 40 test rows (fold 1/3, split seed 0)."
-    assert all("(all rows train)" in line for line in sizes[1:]) and len(sizes) == 3
+    fold = "fold 1/3, split seed 1; 0.5 of the training rows, share seed 0"
+    assert sizes[0] == f"Splits: 36 train, 8 valid, 40 test rows ({fold})."
+    assert sizes[1:] == ["Splits: 18 train rows (all rows train)."] * 2
     assert (tmp_path / "run/run/relabel.csv").is_file()
 
 

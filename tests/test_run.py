@@ -55,6 +55,26 @@ class TestSeeds:
         assert (first.out / "run/history.jsonl").read_bytes() == (again.out / "run/history.jsonl").read_bytes()
         assert (first.out / "run/splits.csv").read_bytes() == (other.out / "run/splits.csv").read_bytes()
 
+    @pytest.mark.parametrize(("settings", "said"), [
+        ({"data.share_seed": 2}, "data.share_seed 2: draws the rows of data.share, and that takes all"),
+        ({"data.split_seed": 2, "data.hold_out": False}, "--split-seed 2: no rows are drawn for a split here"),
+    ])  # fmt: skip
+    def test_a_seed_that_draws_nothing_is_an_error(self, train: Train, settings: dict[str, Any], said: str) -> None:
+        with pytest.raises(ConfigError, match=said):
+            train(settings=settings)
+
+    def test_a_seed_of_the_split_halves_validation_rows_that_promise(self, tmp_path: Path, train: Train) -> None:
+        pd.DataFrame(topic_rows(40, seed=1)).to_csv(tmp_path / "valid.csv", index=False)
+        given = {"data.valid": str(tmp_path / "valid.csv"), "train.max_steps": 1}
+        halves = [
+            (train(out=str(seed), settings={**given, "decide.coverage": 0.5, "data.split_seed": seed}).out
+             / "run/splits.csv").read_bytes() for seed in (1, 2)
+        ]  # fmt: skip
+
+        assert halves[0] != halves[1]
+        with pytest.raises(ConfigError, match="--split-seed 1: no rows are drawn"):
+            train(out="plain", settings={**given, "data.split_seed": 1})
+
     def test_the_split_has_a_seed_of_its_own(self, train: Train) -> None:
         first, other = (
             train(out=str(seed), settings={"data.split_seed": seed, "train.max_steps": 1}) for seed in (0, 1)

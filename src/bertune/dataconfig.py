@@ -141,3 +141,13 @@ class DataConfig(ReadConfig):
         if isinstance(value, int | float) and not 0 < value < 1:
             raise ValueError("a fraction lies between 0 and 1; or name a file")
         return value
+
+    def fractions(self) -> dict[str, float | None]:
+        """The share of the main table that each split takes."""
+        if self.valid is None and self.test is None:
+            share = 0.1 if self.hold_out else None
+            return {"valid": share, "test": share}
+        return {
+            "valid": self.valid if isinstance(self.valid, float) else None,
+            "test": self.test if isinstance(self.test, float) else None,
+        }

@@ -35,6 +35,7 @@ def check_used(config: Config, kind: str, splits: Collection[str]) -> None:
     if config.check.label_errors == "none" and config.check.folds != CheckConfig.model_fields["folds"].default:
         raise ConfigError(f"check.folds {config.check.folds}: needs --label-errors frozen or tuned.")
     check_decision(config.decide, kind, splits)
+    check_seeds(config)
     if train.patience is not None and "valid" not in splits:
         raise ConfigError(
             f"--patience {train.patience}: there are no validation rows to stop by. Leave it out, or pass --valid FILE "
@@ -48,6 +49,21 @@ def check_used(config: Config, kind: str, splits: Collection[str]) -> None:
         raise ConfigError(
             f"train.evals_per_epoch {train.evals_per_epoch}: there are no validation rows to measure. Leave it out, or "
             "pass --valid FILE or a fraction."
+        )
+
+
+def check_seeds(config: Config) -> None:
+    """Raise ConfigError for a seed that nothing is drawn with."""
+    data, decide = config.data, config.decide
+    if data.share_seed and data.share == 1:
+        raise ConfigError(
+            f"data.share_seed {data.share_seed}: draws the rows of data.share, and that takes all. Leave it out."
+        )
+    promised = decide.coverage is not None or decide.accuracy is not None  # by a drawn half of the validation rows
+    if data.split_seed and not (promised or data.fold or any(data.fractions().values())):
+        raise ConfigError(
+            f"--split-seed {data.split_seed}: no rows are drawn for a split here. Leave it out, or pass --valid or "
+            "--test as a fraction."
         )
 
 

@@ -60,7 +60,9 @@ def learning_curve(
     # The largest first: it is what fails, if one does.
     order = [(share, number) for share in reversed(shares) for number in range(repeats)]
     variants: dict[str, dict[str, Any]] = {
-        f"{share:g}-{number}": {"data": {"share": share, "share_seed": number}, "train": {"seed": seed + number}}
+        f"{share:g}-{number}": {
+            "data": {"share": share, "share_seed": number if share < 1 else 0}, "train": {"seed": seed + number}
+        }
         for share, number in order
     }
     results = run_each(

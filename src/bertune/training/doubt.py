@@ -138,6 +138,7 @@ def tuned_probabilities(
             "files": [], "valid": None, "test": None, "hold_out": False, "fold": None, "plan": None, "group": None,
             "text": list(task.text), "text_pair": list(task.text_pair), "label": [_LABEL], "task": task.kind,
             "labels": list(task.labels), "label_names": None, "label_sep": None, "drop_label": [], "layout": "auto",
+            "share": 1.0, "share_seed": 0, "split_seed": 0,
         },
         "train": {"patience": None}, "decide": DecideConfig().model_dump(), "check": UNCHECKED,
         "report": {"baselines": False, "slices": []},

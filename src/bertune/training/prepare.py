@@ -75,7 +75,7 @@ def read_splits(source: Any, data: DataConfig, say: Say) -> Prepared:
     task, sentence = infer_task(table, data)
     say(sentence)
     targets = encode_labels(task, table)
-    fractions = _fractions(data)
+    fractions = data.fractions()
     groups = groups_of(table, data.group) if data.group else None
     if data.fold is not None:
         chosen = _fold(data, targets, task, groups)
@@ -106,17 +106,6 @@ def read_splits(source: Any, data: DataConfig, say: Say) -> Prepared:
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in ordered.items())
     say(f"Splits: {sizes} rows ({prepared.rule}).")
     return prepared
-
-
-def _fractions(data: DataConfig) -> dict[str, float | None]:
-    """The share of the main table that each split takes."""
-    if data.valid is None and data.test is None:
-        share = 0.1 if data.hold_out else None
-        return {"valid": share, "test": share}
-    return {
-        "valid": data.valid if isinstance(data.valid, float) else None,
-        "test": data.test if isinstance(data.test, float) else None,
-    }
 
 
 def _fold(

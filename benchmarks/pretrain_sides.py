@@ -78,7 +78,13 @@ def pretrain(spec: dict[str, Any], pacer: Pacer) -> None:
     from bertune.training.listen import Silent
     from bertune.training.loop import training_steps
     from bertune.training.pretrain_data import training_sequences
-    from bertune.training.pretrain_fit import TOKENS, PretrainFit, settle_pretraining, stage_options
+    from bertune.training.pretrain_fit import (
+        TOKENS,
+        PretrainFit,
+        settle_pretraining,
+        stage_options,
+        tokens_at_once,
+    )
 
     config = Config().updated({
         "pretrain": {"max_length": spec["length"], "lr": spec["lr"], "warmup": 0.0, "epochs": 1000, "held_out": 0.0,
@@ -95,11 +101,10 @@ def pretrain(spec: dict[str, Any], pacer: Pacer) -> None:
         train, _ = training_sequences(corpus, tokenizer, config, print)
         model, report = load_pretraining(folder, objective="mlm")
         tokens = int(train.turn(0).lengths.sum())
-        plan = settle_pretraining(
-            config, tokens=tokens, rows=len(train), encoder=read_config(folder), new=report.new
-        )
+        encoder = read_config(folder)
+        plan = settle_pretraining(config, tokens=tokens, rows=len(train), encoder=encoder, new=report.new)
         config = config.model_copy(update={"train": stage_options(config)})
-        machine = choose_machine(config.train, long_run=True)
+        machine = choose_machine(config.train, long_run=True, tokens=tokens_at_once(encoder))
         machine.use()
         fit = PretrainFit(model, train, None, config, plan, machine, folder=Path(place), listener=Silent())
         pacer.ready(

@@ -21,7 +21,7 @@ from bertune.model.classifier import ClassifierModel
 from bertune.model.encoder import ACTIVATIONS, activation_table
 from bertune.model.kernels import Drop
 from bertune.model.noise import Noise, level, mask, mask_factor
-from bertune.model.pretraining import tied_loss
+from bertune.model.pretraining import _guess, tied_loss
 from tiny_models import batch_of, loaded, random_rows, scrambled, tiny
 
 built = pytest.mark.skipif(kernels.library() is None, reason="kernels were not built: no C compiler at installation")
@@ -206,14 +206,43 @@ def test_guessing_masks_over_any_vocabulary(monkeypatch: pytest.MonkeyPatch) -> 
     states, table = _random(50, 64, seed=1).float(), (0.1 * _random(1003, 64, seed=2)).float()
     bias, targets = 0.1 * _random(1003, seed=3).float(), torch.arange(50) * 20
     made = []
-    for tiles in (True, False):
+    for tiles, compiled in ((True, True), (True, False), (False, True), (False, False)):
         monkeypatch.setattr(kernels, "has_tiles", lambda tiles=tiles: tiles)
         leaves = [value.clone().requires_grad_() for value in (states, table, bias)]
-        loss = tied_loss(*leaves, targets, scale=0.5, dtype=torch.bfloat16)
+        loss = tied_loss(*leaves, targets, scale=0.5, dtype=torch.bfloat16, compiled=compiled)
         made.append((loss, *torch.autograd.grad(loss, leaves)))
-    for found, expected in zip(*made, strict=True):
-        assert found.shape == expected.shape
-        assert (found - expected).norm() <= 0.01 * expected.norm()
+    for some in made[:-1]:
+        for found, expected in zip(some, made[-1], strict=True):
+            assert found.shape == expected.shape
+            assert (found - expected).norm() <= 0.01 * expected.norm()
+
+
+@built
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(("lines", "width", "columns"), [(3, 5, 5), (40, 1003, 1024), (200, 700, 704)])
+def test_scores_become_the_gradient_of_their_cross_entropy(
+    lines: int, width: int, columns: int, with_bias: bool
+) -> None:
+    scores, bias = 4 * _random(lines, columns), _random(width, seed=1).float() if with_bias else None
+    targets = torch.arange(lines) * 7 % width
+    leaves = [scores[:, :width].float().requires_grad_(), *([] if bias is None else [bias.clone().requires_grad_()])]
+    loss = F.cross_entropy(sum(leaves), targets, reduction="sum")  # type: ignore[arg-type]
+    (0.25 * loss).backward()
+    for turned in (kernels.guess, _guess):
+        found = scores.clone()
+        total, grad_bias = turned(found, targets, bias, width=width, scale=0.25)
+        torch.testing.assert_close(total, loss.detach())
+        assert _close(found[:, :width], leaves[0].grad)
+        assert not found[:, width:].any()
+        if bias is not None:
+            torch.testing.assert_close(grad_bias, leaves[1].grad, atol=1e-4, rtol=1e-4)
+
+
+@built
+def test_a_score_that_is_no_number_is_seen_in_the_loss() -> None:
+    scores = _random(2, 64)
+    scores[1, 7] = torch.nan
+    assert kernels.guess(scores, torch.tensor([3, 3]), None, width=64, scale=1.0)[0].isnan()
 
 
 @built

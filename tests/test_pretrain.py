@@ -20,14 +20,14 @@ from bertune.bundle import Bundle
 from bertune.config import Config
 from bertune.data.documents import TextSource
 from bertune.errors import ConfigError, DataError, Interrupted, ModelError, TrainingError
-from bertune.model.encoder import Encoder, initialize
+from bertune.model.encoder import Encoder, EncoderConfig, initialize
 from bertune.model.hubconfig import parse_config
 from bertune.model.kernels import library
 from bertune.model.pretraining import PretrainingModel, load_pretraining
 from bertune.settings import nested
 from bertune.training import pretrain as module
 from bertune.training.pretrain import Pretrained, pretrain
-from bertune.training.pretrain_fit import PretrainCourse, settle_pretraining
+from bertune.training.pretrain_fit import PretrainCourse, settle_pretraining, tokens_at_once
 from bertune.training.scratch import look_beside, scratch_config
 from shell import call as shell
 from tiny_runs import PLAIN, QUICK, TOPICS, Told, make_tiny_bert, sentence, topic_rows
@@ -254,6 +254,13 @@ def test_every_step_has_about_as_many_tokens_and_a_pass_reads_all_once(books: Pa
         assert sorted(np.concatenate(rows).tolist()) == list(range(500))
         sizes = [Walk().turn(epoch).lengths[part].sum() for part in rows]
         assert max(sizes) - min(sizes) < 256
+
+
+def test_more_tokens_are_computed_at_once_than_of_a_classifier_if_the_encoder_is_small() -> None:
+    def at_once(layers: int, hidden: int) -> int:
+        return tokens_at_once(EncoderConfig("bert", 100, hidden, layers, heads=4, ffn=4 * hidden, max_positions=512))
+
+    assert (at_once(6, 384), at_once(12, 768), at_once(24, 1024)) == (12_288, 5295, 4096)
 
 
 class TestResume:

@@ -36,6 +36,25 @@ INLINE void tiles_turn(const bf16 *from, int64_t stride, int length, int wide, i
         }
 }
 
+/* As `weave`, of a size in whole SIDEs. */
+INLINE void tiles_weave(const bf16 *from, int64_t stride, int length, int wide, int size, pair_t *to) {
+    __m512i none = _mm512_setzero_si512();
+    for (int token = 0; token < wide; token += 2, to += size)
+        for (int place = 0; place < size; place += SIDE) {
+            const bf16 *first = from + token * stride + place;
+            weave_side(token < length ? _mm512_loadu_si512(first) : none,
+                       token + 1 < length ? _mm512_loadu_si512(first + stride) : none, to + place);
+        }
+}
+
+/* `lower`, of a size in whole SIDEs. */
+INLINE void tiles_lower(const float *from, bf16 *to, int size) {
+    for (int place = 0; place < size; place += SIDE) {
+        __m512 first = _mm512_loadu_ps(from + place), second = _mm512_loadu_ps(from + place + 16);
+        _mm512_storeu_si512(to + place, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+    }
+}
+
 /* SIDE lines [., SIDE] of a side that is read across, to [SIDE, SIDE]. */
 INLINE void tiles_across(const bf16 *from, int64_t step, bf16 *to) {
     for (int half = 0; half < 2; half++) {
@@ -70,14 +89,14 @@ INLINE void tiles_scores(const bf16 *lines, int64_t step, const pair_t *turned, 
     }
 }
 
-/* [TOGETHER, size]: weights or slopes times what `weave` laid out, and as many lines of it as there are to `to`. */
+/* [TOGETHER, size]: weights or slopes times what `tiles_weave` laid out, and as many lines of it as there are to `to`. */
 INLINE void tiles_sums(const bf16 *weights, const pair_t *woven, int wide, int size, float *sums, bf16 *to,
                        int64_t step, int many) {
     for (int column = 0; column < size; column += SIDE) {
         right_t right = {woven + column, 4 * size, 64, 64 * size};
         tiles_square(weights, wide, right, wide / SIDE, sums + column, size, 0);
     }
-    for (int line = 0; line < many; line++) lower(sums + line * size, to + line * step, size);
+    for (int line = 0; line < many; line++) tiles_lower(sums + line * size, to + line * step, size);
 }
 
 /* The buffers of both passes, each of TOGETHER lines. */
@@ -115,7 +134,7 @@ INLINE void attend_unit_tiles(const attend_t *job, int64_t row, int64_t head, fl
     pair_t *keys = take(&room, wide * size / 2), *values = take(&room, wide * size / 2);
     tiles_t all = tiles_open(&room, wide, size);
     tiles_turn(unit.key, unit.stride, length, wide, size, keys);
-    weave(unit.value, unit.stride, length, wide, size, values);
+    tiles_weave(unit.value, unit.stride, length, wide, size, values);
     for (int first = 0; first < length; first += TOGETHER) {
         int many = first + TOGETHER < length ? TOGETHER : length - first;
         int64_t step = unit.stride;
@@ -151,9 +170,9 @@ INLINE void attend_unit_back_tiles(const attend_t *job, int64_t row, int64_t hea
     tiles_t all = tiles_open(&room, wide, size);
     tiles_turn(unit.key, unit.stride, length, wide, size, keys);
     tiles_turn(unit.value, unit.stride, length, wide, size, values);
-    weave(unit.key, unit.stride, length, wide, size, keys_woven);
-    weave(unit.query, unit.stride, length, wide, size, queries);
-    weave(unit.context, unit.hidden, length, wide, size, grads);
+    tiles_weave(unit.key, unit.stride, length, wide, size, keys_woven);
+    tiles_weave(unit.query, unit.stride, length, wide, size, queries);
+    tiles_weave(unit.context, unit.hidden, length, wide, size, grads);
     memset(grad_keys, 0, sizeof(float) * wide * size);
     memset(grad_values, 0, sizeof(float) * wide * size);
     for (int first = 0; first < length; first += TOGETHER) {
@@ -178,8 +197,8 @@ INLINE void attend_unit_back_tiles(const attend_t *job, int64_t row, int64_t hea
     }
     for (int key = 0; key < length; key++) {
         bf16 *grad = unit.grad + unit.hidden + key * unit.stride;
-        lower(grad_keys + key * size, grad, size);
-        lower(grad_values + key * size, grad + unit.hidden, size);
+        tiles_lower(grad_keys + key * size, grad, size);
+        tiles_lower(grad_values + key * size, grad + unit.hidden, size);
     }
 }
 

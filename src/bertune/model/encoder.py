@@ -353,6 +353,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config, number) for number in range(config.layers))
         self.final_norm = Norm(config.hidden, config.norm_eps, config.norm_bias) if config.pre_norm else None
         self.compute_dtype = torch.float32
+        self.compiled = False  # whether kernels.c computes what it can
 
     def compute_in(self, dtype: torch.dtype, *, kernels: str = "torch") -> Encoder:
         """Keep the weights of the layers' matrix products in `dtype`, and compute in it; all else stays fp32.
@@ -360,7 +361,7 @@ class Encoder(nn.Module):
         kernels: torch, or compiled: then kernels.c computes what it can, layers or their products, if `dtype` is bf16.
         """
         self.compute_dtype = dtype
-        compiled = kernels == "compiled" and dtype == torch.bfloat16
+        self.compiled = compiled = kernels == "compiled" and dtype == torch.bfloat16
         layers_too = compiled and fused.takes(self.config)
         for layer in cast(list[Layer], list(self.layers)):
             layer.compiled = layers_too

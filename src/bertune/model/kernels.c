@@ -68,7 +68,7 @@ typedef struct {
 static void (*pool)(void (*)(void *), void *, unsigned, unsigned); /* GOMP_parallel of torch's own runtime */
 static int (*own_number)(void);
 
-const int bertune_version = 3; /* raise it with every change of a signature; kernels.py checks it */
+const int bertune_version = 4; /* raise it with every change of a signature; kernels.py checks it */
 
 void bertune_init(void *parallel, void *thread_number) {
     pool = (void (*)(void (*)(void *), void *, unsigned, unsigned))parallel;
@@ -434,6 +434,61 @@ void bertune_look_up(bf16 *values, bf16 *out, const uint32_t *table, int64_t cou
 void bertune_times(bf16 *values, bf16 *other, float *sums, int64_t lines, int64_t width, int threads) {
     point_t job = {values, other, 0, sums, width};
     run_sums(times_lines, &job, lines, width * 6, threads);
+}
+
+/* Scores of a vocabulary, turned into their own gradient ------------------------------------------------------------ */
+
+typedef struct {
+    bf16 *scores;          /* [lines, step]: in, scores; out, the gradient of the summed cross-entropy times `scale` */
+    const float *shift;    /* [width], added to the scores; NULL: nothing */
+    const int64_t *target; /* [lines] */
+    float *stats;          /* [lines, 2]: how far the highest score lies above that of the target, the sum of exponentials */
+    float *sums;           /* [pieces, width]: of the gradient over lines; NULL where nobody asks for it */
+    float *room;           /* [pieces, width + BLOCK]: a line's exponentials */
+    int64_t width, step;   /* what a line has beyond its width becomes zero */
+    float scale;
+} guess_t;
+
+FAST static void guess_lines(void *job, int64_t begin, int64_t end, int piece) {
+    const guess_t *guess = job;
+    int width = (int)guess->width;
+    float *restrict room = guess->room + piece * (guess->width + BLOCK);
+    float *restrict sums = guess->sums ? guess->sums + piece * guess->width : 0;
+    const float *restrict shift = guess->shift;
+    for (int64_t line = begin; line < end; line++) {
+        bf16 *restrict scores = guess->scores + line * guess->step;
+        int64_t target = guess->target[line];
+        if (shift)
+            for (int place = 0; place < width; place++) room[place] = up(scores[place]) + shift[place];
+        else
+            for (int place = 0; place < width; place++) room[place] = up(scores[place]);
+        float top = highest(room, width), total = 0.0f;
+        guess->stats[2 * line] = top - room[target];
+        for (int place = 0; place < width; place++) {
+            float value = exponential(room[place] - top);
+            room[place] = value;
+            total += value;
+        }
+        guess->stats[2 * line + 1] = total;
+        float share = guess->scale / total;
+        if (sums)
+            for (int place = 0; place < width; place++) {
+                float value = room[place] * share;
+                scores[place] = down(value);
+                sums[place] += value;
+            }
+        else
+            for (int place = 0; place < width; place++) scores[place] = down(room[place] * share);
+        scores[target] = down(room[target] * share - guess->scale);
+        if (sums) sums[target] -= guess->scale;
+        memset(scores + width, 0, (size_t)(guess->step - width) * sizeof(bf16));
+    }
+}
+
+void bertune_guess(bf16 *scores, const float *shift, const int64_t *target, float *stats, float *sums, float *room,
+                   int64_t lines, int64_t width, int64_t step, float scale, int threads) {
+    guess_t job = {scores, shift, target, stats, sums, room, width, step, scale};
+    run_sums(guess_lines, &job, lines, width * 8, threads);
 }
 
 /* Adam -------------------------------------------------------------------------------------------------------------- */

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 LONGEST = 8192  # the widest line that kernels.c takes
-_VERSION = 3  # of its signatures
+_VERSION = 4  # of its signatures
+_BLOCK = 16  # values that it computes at once
 _PIECES = 4  # that it cuts the work of each thread into: sums of each have a place
 
 _PROTOTYPES = {  # p: pointer, n: int64, i: int, u: uint32, f: float
@@ -30,6 +31,7 @@ _PROTOTYPES = {  # p: pointer, n: int64, i: int, u: uint32, f: float
     "norm_back": "pppppppnnpuifi",
     "look_up": "pppni",
     "times": "pppnni",
+    "guess": "ppppppnnnfi",
     "adam": "ppppppnfffffffi",
     "square_sum": "pppni",
     "product": "pppppnnnnnnniii",
@@ -263,6 +265,23 @@ def times_and_sum(values: Tensor, other: Tensor | None) -> Tensor:
         values.data_ptr(), None if other is None else other.data_ptr(), sums.data_ptr(), lines, width, threads
     )
     return sums.sum(dim=0)
+
+
+def guess(scores: Tensor, targets: Tensor, bias: Tensor | None, *, width: int, scale: float) -> tuple[Tensor, Tensor]:
+    """The summed cross-entropy of `scores` [lines, columns], of which the first `width` count, plus `bias` [width].
+
+    The scores become its gradient times `scale`, in place. The second result are the sums of that over lines, float32
+    [width], the gradient of the bias; without one nothing of use.
+    """
+    lines, threads = len(scores), torch.get_num_threads()
+    stats, pieces = torch.empty(lines, 2), _PIECES * threads
+    sums, room = torch.zeros(0 if bias is None else pieces, width), torch.empty(pieces, width + _BLOCK)
+    _library().bertune_guess(
+        scores.data_ptr(), None if bias is None else bias.data_ptr(), targets.data_ptr(), stats.data_ptr(),
+        None if bias is None else sums.data_ptr(), room.data_ptr(), lines, width,
+        scores.shape[1], scale, threads,
+    )
+    return (stats[:, 0] + stats[:, 1].log()).sum(), sums.sum(dim=0)
 
 
 def adam(

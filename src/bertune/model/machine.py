@@ -88,13 +88,14 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def choose_machine(config: TrainConfig, *, long_run: bool) -> Machine:
-    """Settle device, precision, threads and token budget; `long_run`: compiling would be paid back."""
+def choose_machine(config: TrainConfig, *, long_run: bool, tokens: int = CPU_TOKENS) -> Machine:
+    """Settle device, precision, threads and token budget; `long_run`: compiling would be paid back; tokens: what the
+    budget is on a processor, where the configuration leaves it open."""
     device = check_device(config.device)
     fast = bf16_is_faster(device)
     precision = ("bf16" if fast else "fp32") if config.precision == "auto" else config.precision
     threads = config.threads or usable_cores()
-    budget = config.token_budget or (GPU_TOKENS if device == "cuda" else CPU_TOKENS)
+    budget = config.token_budget or (GPU_TOKENS if device == "cuda" else tokens)
     if config.compile == "yes" and device != "cuda":
         raise ConfigError(
             f"train.compile: yes is for cuda; this run computes on {device}, where it does not pay. Pass auto or no."

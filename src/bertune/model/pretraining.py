@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bertune.data.sequences import Sample
 from bertune.errors import ConfigError, ModelError
 from bertune.files import atomic_path, write_json
+from bertune.model import kernels
 from bertune.model.classifier import EncoderModel
 from bertune.model.encoder import ACTIVATIONS, Encoder, EncoderConfig, Norm, initialize
 from bertune.model.hubconfig import CONFIG, HEAD_KEY, model_type, parse_config, read_source
@@ -97,7 +98,7 @@ class PretrainingModel(EncoderModel):
             targets = to_device(sample.targets, self.device)
             total = total + tied_loss(
                 self.head.masked(states), self.table, self.head.masked.bias, targets, scale=1 / max(masked, 1),
-                dtype=self.encoder.compute_dtype,
+                dtype=self.encoder.compute_dtype, compiled=cast(Encoder, self.encoder).compiled,
             )
         if first is not None:
             total = total + F.cross_entropy(self._following(first), self._follows(sample), reduction="sum") / pairs
@@ -157,34 +158,20 @@ class PretrainingModel(EncoderModel):
 class _TiedLoss(torch.autograd.Function):
     """Scaled cross-entropy over a vocabulary, whose gradient is made on the way forward.
 
-    The scores are written once by the product, turned into their gradient a few rows at a time, while they are in the
-    caches, and multiplied twice; a softmax and its backward pass over all of them would go through memory six times.
+    The scores are written once by the product, turned into their gradient a few rows at a time (by kernels.c one by
+    one), while they are in the caches, and multiplied twice; a softmax and its backward pass over all of them would go
+    through memory six times.
     """
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, table: Tensor, bias: Tensor | None, *given: Any) -> Tensor:
-        targets, scale, dtype = given
+        targets, scale, dtype, compiled = given
         low, weights = states.to(dtype), whole_table(table, dtype)
         scores = product(low, weights.t())
-        grad_bias = None if bias is None else torch.zeros_like(bias)
-        total = torch.zeros((), device=states.device)
-        rows = CPU_ROWS if states.device.type == "cpu" else GPU_ROWS
-        for begin in range(0, len(scores), rows):
-            part, truth = scores[begin : begin + rows, : len(table)].float(), targets[begin : begin + rows]
-            line = torch.arange(len(part), device=part.device)
-            if bias is not None:
-                part += bias
-            norm = torch.logsumexp(part, dim=1)
-            total += (norm - part[line, truth]).sum()
-            part.sub_(norm[:, None]).exp_()
-            part[line, truth] -= 1
-            part *= scale
-            if grad_bias is not None:
-                grad_bias += part.sum(0)
-            scores[begin : begin + rows, : len(table)] = part
-        scores[:, len(table) :] = 0
+        turned = kernels.guess if compiled else _guess
+        total, grad_bias = turned(scores, targets, bias, width=len(table), scale=scale)
         grads = [product(scores, weights).to(states.dtype), product(scores.t(), low)[: len(table)].to(table.dtype)]
-        ctx.save_for_backward(*grads, *([] if grad_bias is None else [grad_bias]))
+        ctx.save_for_backward(*grads, *([] if bias is None else [grad_bias]))
         return total * scale
 
     @staticmethod
@@ -192,7 +179,31 @@ class _TiedLoss(torch.autograd.Function):
         found = ctx.saved_tensors
         if not (grads[0].device.type == "cpu" and grads[0].item() == 1):  # 1 wherever the loss is the end
             found = tuple(value * grads[0] for value in found)
-        return (*found, *([None] * (6 - len(found))))
+        return (*found, *([None] * (7 - len(found))))
+
+
+def _guess(
+    scores: Tensor, targets: Tensor, bias: Tensor | None, *, width: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """What `kernels.guess` computes, by torch's operators."""
+    grad_bias = torch.zeros(0 if bias is None else width, device=scores.device)
+    total = torch.zeros((), device=scores.device)
+    rows = CPU_ROWS if scores.device.type == "cpu" else GPU_ROWS
+    for begin in range(0, len(scores), rows):
+        part, truth = scores[begin : begin + rows, :width].float(), targets[begin : begin + rows]
+        line = torch.arange(len(part), device=part.device)
+        if bias is not None:
+            part += bias
+        norm = torch.logsumexp(part, dim=1)
+        total += (norm - part[line, truth]).sum()
+        part.sub_(norm[:, None]).exp_()
+        part[line, truth] -= 1
+        part *= scale
+        if bias is not None:
+            grad_bias += part.sum(0)
+        scores[begin : begin + rows, :width] = part
+    scores[:, width:] = 0
+    return total, grad_bias
 
 
 def whole_table(table: Tensor, dtype: torch.dtype) -> Tensor:
@@ -202,14 +213,15 @@ def whole_table(table: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def tied_loss(
-    states: Tensor, table: Tensor, bias: Tensor | None, targets: Tensor, *, scale: float, dtype: torch.dtype
+    states: Tensor, table: Tensor, bias: Tensor | None, targets: Tensor, *, scale: float, dtype: torch.dtype,
+    compiled: bool = False,
 ) -> Tensor:
     """`scale` times the summed cross-entropy of scores states @ table' + bias.
 
     states: [n, width]; table: [vocabulary, width]; bias: [vocabulary]; targets: int64 [n]. The products are computed in
-    `dtype`, the softmax in fp32.
+    `dtype`, the softmax in fp32; compiled: by kernels.c, if `dtype` is bf16 on a processor.
     """
-    loss: Tensor = _TiedLoss.apply(states, table, bias, targets, scale, dtype)
+    loss: Tensor = _TiedLoss.apply(states, table, bias, targets, scale, dtype, compiled)
     return loss
 
 

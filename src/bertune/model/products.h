@@ -98,14 +98,20 @@ INLINE __m512i pairs_of(__m256i first, __m256i second) {
     return _mm512_permutexvar_epi16(weave, _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1));
 }
 
+/* SIDE values of a line and of the next, as pairs, to 2 SIDE places in a row. */
+INLINE void weave_side(__m512i first, __m512i second, void *to) {
+    __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
+                                   39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi16(first, low, second));
+    _mm512_storeu_si512((bf16 *)to + SIDE, _mm512_permutex2var_epi16(first, high, second));
+}
+
 /* The right side, panel by panel. */
 static void lay_panels(void *given, int64_t begin, int64_t end, int thread) {
     const product_t *job = given;
     int64_t depth = job->depth, pairs = steps_of(depth) * SIDE / 2;
-    __m512i low = _mm512_set_epi16(39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0,
-                                   47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8);
-    low = _mm512_shuffle_i64x2(low, low, 0x4e);
-    __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16)), none = _mm512_setzero_si512();
+    __m512i none = _mm512_setzero_si512();
     for (int64_t panel = begin; panel < end; panel++) {
         bf16 *to = job->panels + panel * pairs * 2 * SIDE;
         if (job->right_turned) { /* lines of the right side are columns of the panel; its depth is whole */
@@ -126,8 +132,7 @@ static void lay_panels(void *given, int64_t begin, int64_t end, int thread) {
         for (int64_t pair = 0; pair < pairs; pair++) {
             __m512i first = 2 * pair < depth ? _mm512_loadu_si512(from + 2 * pair * job->right_step) : none;
             __m512i second = 2 * pair + 1 < depth ? _mm512_loadu_si512(from + (2 * pair + 1) * job->right_step) : none;
-            _mm512_store_si512(to + pair * 2 * SIDE, _mm512_permutex2var_epi16(first, low, second));
-            _mm512_store_si512(to + pair * 2 * SIDE + SIDE, _mm512_permutex2var_epi16(first, high, second));
+            weave_side(first, second, to + pair * 2 * SIDE);
         }
     }
 }

@@ -41,7 +41,7 @@ from bertune.training.pretrain_data import (
     tokenized,
     training_sequences,
 )
-from bertune.training.pretrain_fit import PretrainFit, settle_pretraining, stage_options
+from bertune.training.pretrain_fit import PretrainFit, settle_pretraining, stage_options, tokens_at_once
 from bertune.training.run import check_machine, resumable, settle_machine, warn_of_others
 from bertune.training.scratch import scratch_config, start_from_scratch
 
@@ -266,12 +266,11 @@ def _run(config: Config, out: Path, start: Start, listener: Listener, *, resume:
         )
         say(report.sentence())
         tokens = int(train.turn(0).lengths.sum())
-        plan = settle_pretraining(
-            config, tokens=tokens, rows=len(train), encoder=read_config(folder), new=report.new
-        )
+        encoder = read_config(folder)
+        plan = settle_pretraining(config, tokens=tokens, rows=len(train), encoder=encoder, new=report.new)
         say(plan.sentence())
         stage = config.model_copy(update={"train": stage_options(config)})
-        machine = settle_machine(stage, out, plan, resume=resume)
+        machine = settle_machine(stage, out, plan, resume=resume, tokens=tokens_at_once(encoder))
         machine.use()
         say(machine.sentence())
         fit = PretrainFit(model, train, held, stage, plan, machine, folder=run_folder, listener=listener)

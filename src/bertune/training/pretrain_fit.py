@@ -15,18 +15,19 @@ from bertune.config import PRETRAINING_KEYS, Config, TrainConfig
 from bertune.data.batch import epoch_order, split_by_budget
 from bertune.data.sequences import Sample, Sequences
 from bertune.model.encoder import EncoderConfig
-from bertune.model.machine import Machine
+from bertune.model.machine import CPU_TOKENS, Machine
 from bertune.model.noise import Noise
 from bertune.model.pretraining import Measured, PretrainingModel
 from bertune.training.base import Training
 from bertune.training.interrupt import Interrupts
 from bertune.training.listen import Listener
 from bertune.training.optim import Optimizer
-from bertune.training.settle import NEW_HEAD, Plan, counted
+from bertune.training.settle import NEW_HEAD, Plan, counted, kept_of_token
 
 METRIC = {"mlm": "perplexity", "nsp": "next_accuracy", "both": "perplexity"}
 TOKENS, FEWEST = 8192, 2048  # of a step: each goes through the whole table of word embeddings, however few they are
 ENOUGH = 200  # steps of a pass from which on a step has TOKENS
+AT_ONCE, KEPT = 12_288, 2 << 30  # tokens of a micro-batch, where what they leave for the way back takes fewer bytes
 FIXED = 2**32 - 1  # the pass whose masks and pairs the held-out part has: always the same
 
 
@@ -69,6 +70,14 @@ def settle_pretraining(
         batch_size=max(1, round(rows / per_epoch)), lr=lr, head_lr=NEW_HEAD * lr if new else lr,
         head_parts=tuple(new), evaluate_at=tuple(sorted(marks)), tokens=round(tokens / per_epoch),
     )
+
+
+def tokens_at_once(encoder: EncoderConfig) -> int:
+    """Tokens of a micro-batch on a processor: more than of a classifier's, since each micro-batch goes through the
+    table of word embeddings several times; fewer for a large encoder, which keeps much of every token for the way
+    back."""
+    kept = 2 * encoder.layers * kept_of_token(encoder)  # bytes, in bf16
+    return max(CPU_TOKENS, min(AT_ONCE, KEPT // kept))
 
 
 def stage_options(config: Config) -> TrainConfig:

@@ -24,7 +24,7 @@ from bertune.folder import check_model_stays, check_output, prepare_output, read
 from bertune.model.encoder import EncoderConfig
 from bertune.model.load import read_config
 from bertune.model.lowrank import foundations
-from bertune.model.machine import Machine, check_device, check_kernels, choose_machine
+from bertune.model.machine import CPU_TOKENS, Machine, check_device, check_kernels, choose_machine
 from bertune.model.source import open_source
 from bertune.paths import cache_settings
 from bertune.ship.predict import Predictor
@@ -245,8 +245,10 @@ def check_machine(config: Config, *, resume: bool) -> None:
         choose_machine(config.train, long_run=False)
 
 
-def settle_machine(config: Config, out: Path, plan: Plan, *, resume: bool) -> Machine:
-    """What the run computes on; a resumed run keeps what it began with."""
+def settle_machine(
+    config: Config, out: Path, plan: Plan, *, resume: bool, tokens: int = CPU_TOKENS
+) -> Machine:
+    """What the run computes on, see `choose_machine`; a resumed run keeps what it began with."""
     path = out / "run" / "machine.yaml"
     if resume and path.is_file():
         names = [field.name for field in fields(Machine) if field.default is MISSING]
@@ -254,7 +256,7 @@ def settle_machine(config: Config, out: Path, plan: Plan, *, resume: bool) -> Ma
         check_device(machine.device)
         check_kernels(machine, out)
         return machine
-    machine = choose_machine(config.train, long_run=plan.steps >= 2000)
+    machine = choose_machine(config.train, long_run=plan.steps >= 2000, tokens=tokens)
     write_atomic(path, to_json(machine.to_dict(), indent=2) + "\n")  # JSON is YAML
     return machine
 

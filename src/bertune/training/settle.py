@@ -106,6 +106,11 @@ class Load:
     once: int = 0
 
 
+def kept_of_token(encoder: EncoderConfig) -> int:
+    """Numbers that a layer keeps of a token for the way back."""
+    return 10 * encoder.hidden + 3 * encoder.ffn
+
+
 def estimate(
     encoder: EncoderConfig, load: Load, *, plan: Plan, token_budget: int, dtype_bytes: int, flops: float
 ) -> tuple[float, int]:
@@ -121,7 +126,7 @@ def estimate(
     operations = of_layer * (3 * layers * load.tokens * passes + load.frozen_layers * load.once)
     working = dtype_bytes if dtype_bytes < 4 else 0  # in fp32 a frozen weight is its own working copy
     weights = load.trained * (16 + dtype_bytes) + load.frozen * (4 + working)
-    activations = token_budget * max(1, layers) * (10 * encoder.hidden + 3 * encoder.ffn) * dtype_bytes
+    activations = token_budget * max(1, layers) * kept_of_token(encoder) * dtype_bytes
     pooled = 4 * load.rows * encoder.hidden if not layers else 0  # of the rows, in place of their tokens
     return operations / flops / 0.5, int(600_000_000 + weights + activations + pooled + 8 * load.rows * load.labels)
 

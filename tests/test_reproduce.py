@@ -242,6 +242,20 @@ class TestTrainings:
         spec.encoders["topics-within"].settings["pretrain.max_steps"] = 3
         assert cell_key(spec, list(cells(spec, ["ways"], seeds=1))[1]) != before
 
+    def test_one_whose_encoder_was_stopped_goes_on_however_the_folders_are_named(
+        self, spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        small = {"pretrain.max_length": 24, "pretrain.max_steps": 4, "model.name": spec.settings["model.name"]}
+        spec.encoders["many"] = Encoder(files=["many.csv"], settings=small | {"train.checkpoint_steps": 2})
+        spec.tables["ways"].rows["mean"].encoder = "many"
+        wanted, options = list(cells(spec, ["ways"], seeds=1))[1:], {"hours": None}
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(Stop):
+            make_cells(spec, wanted, out=Path("out"), data=Path("data"), listener=Stopper(3), **options)
+        told = Told()
+        assert make_cells(spec, wanted, out=tmp_path / "out", data=tmp_path / "data", listener=told, **options)
+        assert "Resumed after step 2 of 4." in told.said
+
     def test_encoders_that_are_made_alike_are_made_once(self, spec: Spec, tmp_path: Path) -> None:
         small = {"pretrain.max_length": 24, "pretrain.max_steps": 1, "model.name": spec.settings["model.name"]}
         for data in ("topics", "many"):

@@ -45,7 +45,7 @@ def make_cells(
     Raises what `run` raises; Diverged, where some training diverged, once the others have been made.
     """
     end = None if hours is None else time.monotonic() + 3600 * hours
-    out = out.absolute()  # so that a stopped training goes on however the folder is named
+    out, data = out.absolute(), data.absolute()  # so that a stopped training goes on however the folders are named
     if jobs > 1:
         wanted = [_with_threads(cell, max(1, usable_cores() // jobs)) for cell in wanted]
     todo = _trainings(spec, wanted, out)

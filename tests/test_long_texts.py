@@ -393,6 +393,26 @@ class TestAuto:
         assert sorted((bundle.long_text.first, bundle.long_text.second)) == sorted((tried["chosen"], "hierarchical"))
         assert (bundle.long_text.overlap, bundle.long_text.most, bundle.head.join) == (2, 3, "attention")
 
+    @pytest.mark.parametrize(
+        ("first", "second", "chunked"),
+        [("auto", None, 0), ("auto", "tail", 0), ("tail", "auto", 1), ("auto", "auto", 0)],
+    )
+    def test_chunks_are_tried_for_the_side_that_is_chosen(
+        self, tiny_bert: Path, tmp_path: Path, first: str, second: str | None, chunked: int
+    ) -> None:
+        rows = [{"label": row["label"], "first": row["text"], "second": row["text"]} for row in long_rows(120)]
+        options = {"model.long_text": first, "model.long_text_pair": second, "train.max_steps": 2}
+        result = train(tmp_path / "out", tiny_bert, rows, text="first", text_pair="second", settings=options)
+        config = Config.load(result.out / "run/config.yaml").updated(
+            {"model": {"long_text": first, "long_text_pair": second}}
+        )
+        tried = json.loads((result.out / "run/long_text.json").read_text(encoding="utf-8"))
+
+        assert list(tried["tried"]) == ["head", "tail", "head+tail", "hierarchical"]
+        model = with_way(config, "hierarchical").model
+        ways = [model.long_text, model.long_text_pair]
+        assert ways.count("hierarchical") == 1 and ways[chunked] == "hierarchical"
+
     def test_what_does_not_go_with_chunks_stays_out_beside_them(self) -> None:
         config = Config().updated({"model": {"long_text": "auto", "truncation": "only-second"}})
 

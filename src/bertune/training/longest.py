@@ -57,8 +57,8 @@ def choose_long_text(
         listener.say(f"Long texts: {100 * share:.1f} % of the rows do not fit, too few to choose by; head is taken.")
         return head, {"chosen": "head", "share_cut": share, "tried": {}}
     part = _part(prepared, config)
-    chunks = config.model.long_text == "auto" and config.model.long_text_pair != "hierarchical"  # of one side at most
-    ways = [way for way in WAYS if way != "hierarchical" or chunks]
+    chunked = "hierarchical" in (config.model.long_text, config.model.long_text_pair)  # which one side at most can be
+    ways = [way for way in WAYS if way != "hierarchical" or not chunked]
     whole, tokens = int(prepared.train.tokens.offsets[-1]), 0
     for way in ways:
         _tokenize(with_way(config, way), folder, Prepared(part.task, {"train": part.train}, ""), tokenizer)
@@ -91,9 +91,9 @@ def with_way(config: Config, way: str) -> Config:
     if "hierarchical" not in {**ways, **model}.values():
         model |= {name: fields[name].default for name in ("join", "chunk_overlap", "max_chunks")}
     elif way == "hierarchical":
-        model["truncation"] = fields["truncation"].default
-        if config.model.long_text_pair == "auto":
+        if len(model) == len(ways):  # one side at most is read in chunks
             model["long_text_pair"] = "head"
+        model["truncation"] = fields["truncation"].default
     return config.updated({"model": model})
 
 

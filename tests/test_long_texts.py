@@ -334,6 +334,7 @@ class TestOptions:
             ({"model.chunk_overlap": 3}, "--chunk-overlap 3: needs --long-text hierarchical"),
             ({"model.max_chunks": 3}, r"model.max_chunks 3: needs --long-text hierarchical"),
             ({"model.long_text_pair": "tail"}, "--long-text-pair tail: is for pairs"),
+            ({"model.long_text_pair": "auto"}, "--long-text-pair auto: is for pairs"),
             ({"model.long_text": "22+tail"}, r"--long-text 22\+tail: --max-length 24 leaves 22 tokens"),
             ({"model.long_text": "hierarchical", "model.chunk_overlap": 11}, "Pass less than 11"),
             ({"model.long_text": "midle"}, "model.long_text.*expected one of head, tail"),

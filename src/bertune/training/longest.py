@@ -25,7 +25,7 @@ from bertune.model.load import read_config
 from bertune.model.machine import choose_machine
 from bertune.training.fit import Fit
 from bertune.training.listen import Listener, Silent
-from bertune.training.opening import load, settle_length, settle_long_text
+from bertune.training.opening import check_second_side, load, settle_length, settle_long_text
 from bertune.training.prepare import Prepared, Split, tokenize
 from bertune.training.settle import counted, settle
 
@@ -51,6 +51,7 @@ def choose_long_text(
             "--long-text auto: is chosen on validation rows, and there are none. Pass --valid FILE or a fraction, or "
             "one of head, tail, head+tail, hierarchical."
         )
+    check_second_side(config, prepared.task)  # while it still has the name that was given
     head = with_way(config, "head")
     share = _share_cut(head, folder, prepared, tokenizer)
     if share < SEEN:

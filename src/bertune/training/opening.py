@@ -48,12 +48,18 @@ def settle_length(config: Config, encoder: EncoderConfig, task: Task, tokenizer:
     return wanted
 
 
+def check_second_side(config: Config, task: Task) -> None:
+    """Raise ConfigError for a way to read the second side where there is none."""
+    way = config.model.long_text_pair
+    if way is not None and not task.is_pair:
+        raise ConfigError(f"--long-text-pair {way}: is for pairs; pass --text-pair, or --long-text.")
+
+
 def settle_long_text(config: Config, task: Task, tokenizer: Tokenizer, max_length: int) -> LongText:
     """What is read of long texts; ConfigError for an option that has no meaning here."""
     model = config.model
     ways = {"--long-text": model.long_text, "--long-text-pair": model.long_text_pair}
-    if model.long_text_pair is not None and not task.is_pair:
-        raise ConfigError(f"--long-text-pair {model.long_text_pair}: is for pairs; pass --text-pair, or --long-text.")
+    check_second_side(config, task)
     if "hierarchical" not in ways.values():
         unused = {"--join": "join", "--chunk-overlap": "chunk_overlap", "model.max_chunks": "max_chunks"}
         for shown, name in unused.items():
